@@ -1,0 +1,17 @@
+"""What every test may use: the shared test data, and quiet, repeatable torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of test data; TUNE_TEST_SHARED names another place."""
+    folder = Path(os.environ.get("TUNE_TEST_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared test data: {folder} does not exist (set TUNE_TEST_SHARED)")
+    return folder.resolve()
