@@ -1,0 +1,75 @@
+"""A model from a checkpoint folder's own config.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchtune.errors import ConfigError, MissingError
+from torchtune.models import llama
+from torchtune.modules import Decoder
+
+__all__ = ["auto", "from_pretrained"]
+
+FAMILIES = {"llama": llama.from_hf_config}
+"""`model_type` of a config.json to the function that builds its model."""
+
+
+def auto(checkpoint: str | Path) -> Decoder:
+    """Build the model that a checkpoint's config.json describes, without reading its weights.
+
+    Args:
+        checkpoint: A folder in Hugging Face's format.
+
+    Raises:
+        MissingError: There is no such folder or config.json.
+        ConfigError: The architecture is not supported, or the file is not valid.
+    """
+    path = Path(checkpoint) / "config.json"
+    config = _read(path)
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise ConfigError(
+            "E-MODEL-UNKNOWN", f"architecture {kind!r} is not supported", where=str(path),
+            do=f"supported model_type: {', '.join(FAMILIES)}",
+        )  # fmt: skip
+    return FAMILIES[kind](config, where=str(path))
+
+
+def from_pretrained(
+    checkpoint: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """Load a model with its weights; `from_pretrained(dir)(tokens)` gives logits `[batch, seq, vocab]`.
+
+    Args:
+        checkpoint: A folder in Hugging Face's format, with safetensors weights.
+        dtype: The dtype of the weights in memory; bf16 halves the memory of fp32.
+        device: Where they go.
+
+    Raises:
+        MissingError: A file or a tensor is missing or cut.
+        ConfigError: The architecture is not supported, or tensors do not fit it.
+    """
+    from torchtune.checkpoint import load_model  # the one arrow that points down
+
+    with torch.device("meta"):
+        model = auto(checkpoint)
+    model = model.to(dtype).to_empty(device=device)
+    load_model(model, checkpoint)
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingError(
+            "E-CHECKPOINT-MISSING", "no such checkpoint file", where=str(path),
+            do="give a folder in Hugging Face's format: config.json, safetensors, tokenizer",
+        )  # fmt: skip
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ConfigError("E-MODEL-CONFIG", f"not valid JSON: {error}", where=str(path)) from error
