@@ -1,0 +1,121 @@
+"""Tokenized documents, held as a few flat tensors so that millions of them fit in memory."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchtune.data.order import permutation
+from torchtune.errors import DataError
+
+__all__ = ["Documents", "split_documents"]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of any length, one after the other in flat tensors.
+
+    Args:
+        tokens: Token ids of all documents, int32 ``[total]``.
+        trained: Which tokens are trained on, bool ``[total]``, at the token's own place.
+        offsets: Where each document begins, and the total, int64 ``[documents + 1]``.
+        file: Which of `files` each document comes from, int32 ``[documents]``.
+        line: Its line or row there, counted from 1, int64 ``[documents]``.
+        files: The files or hub ids that the rows were read from.
+    """
+
+    tokens: Tensor
+    trained: Tensor
+    offsets: Tensor
+    file: Tensor
+    line: Tensor
+    files: tuple[str, ...] = ("memory",)
+
+    @classmethod
+    def of(cls, documents: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Documents":
+        """Hold documents made by a program of your own: pairs of token ids and of what is trained.
+
+        They are called ``memory:1``, ``memory:2`` ... in messages.
+        """
+        pairs = list(documents)
+        lengths = torch.tensor([len(tokens) for tokens, _ in pairs], dtype=torch.int64)
+        return cls(
+            tokens=torch.tensor([t for tokens, _ in pairs for t in tokens], dtype=torch.int32),
+            trained=torch.tensor([bool(t) for _, mask in pairs for t in mask], dtype=torch.bool),
+            offsets=_offsets(lengths),
+            file=torch.zeros(len(pairs), dtype=torch.int32),
+            line=torch.arange(1, len(pairs) + 1),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Return the tokens of each document, int64 ``[documents]``."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def length(self, index: int) -> int:
+        """Return how many tokens document `index` has."""
+        return int(self.offsets[index + 1] - self.offsets[index])
+
+    @property
+    def supervised(self) -> int:
+        """Return how many tokens are predicted and trained; a document's first never is."""
+        starts = self.offsets[:-1][self.lengths > 0]
+        return int(self.trained.sum()) - int(self.trained[starts].sum())
+
+    def where(self, index: int) -> str:
+        """Return the ``file:line`` that document `index` was made from."""
+        return f"{self.files[int(self.file[index])]}:{int(self.line[index])}"
+
+    def select(self, indices: Tensor) -> "Documents":
+        """Return the documents `indices` (int64 ``[n]``), in that order."""
+        lengths = self.lengths[indices]
+        offsets = _offsets(lengths)
+        shift = torch.repeat_interleave(self.offsets[indices] - offsets[:-1], lengths)
+        places = torch.arange(int(offsets[-1])) + shift
+        return Documents(
+            tokens=self.tokens[places],
+            trained=self.trained[places],
+            offsets=offsets,
+            file=self.file[indices],
+            line=self.line[indices],
+            files=self.files,
+        )
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def split_documents(
+    documents: Documents, share: float, seed: int = 0
+) -> tuple[Documents, Documents]:
+    """Hold out a share of the documents, the same ones for the same seed.
+
+    Args:
+        documents: All of them.
+        share: Share to hold out, above 0 and below 1; at least one document on either side.
+        seed: Which documents are drawn.
+
+    Returns:
+        What is left for training, and what is held out, each in the order of the data.
+
+    Raises:
+        DataError: Fewer than two documents.
+    """
+    total = len(documents)
+    if total < 2:
+        raise DataError(
+            "E-DATA-SPLIT",
+            f"{total} row cannot be split into a part for training and a part for validation",
+            where="validation_split",
+            do="give more rows, or leave validation_split out",
+        )
+    held = min(total - 1, max(1, round(total * share)))
+    order = permutation(total, seed=seed, epoch=-1)
+    return documents.select(order[held:].sort().values), documents.select(
+        order[:held].sort().values
+    )

@@ -1,0 +1,52 @@
+"""A flat micro-batch, written out by hand."""
+
+import pickle
+
+import torch
+from torchtune.data import Documents, flat_batch, idle_batch, split_documents
+
+
+def test_labels_are_shifted_once_and_stop_at_each_document():
+    documents = Documents.of(
+        [([5, 6, 7, 8], [False, False, True, True]), ([9, 10], [True, True]), ([1], [True])]
+    )
+    batch = flat_batch(documents, [0, 1, 2])
+    assert batch.tokens.tolist() == [5, 6, 7, 8, 9, 10, 1]
+    assert batch.labels.tolist() == [-100, 7, 8, -100, 10, -100, -100]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1, 0]
+    assert batch.lengths == (4, 2, 1)
+    assert batch.supervised == documents.supervised == 3
+    assert batch.rows == ("memory:1", "memory:2", "memory:3")
+    assert {batch.tokens.dtype, batch.labels.dtype, batch.positions.dtype} == {torch.int64}
+
+
+def test_rows_of_a_batch_may_come_in_any_order():
+    documents = Documents.of([([1, 2], [True, True]), ([3, 4, 5], [True, True, False])])
+    batch = flat_batch(documents, [1, 0])
+    assert batch.tokens.tolist() == [3, 4, 5, 1, 2]
+    assert batch.labels.tolist() == [4, -100, -100, 2, -100]
+
+
+def test_an_idle_batch_trains_nothing_and_counts_nothing():
+    batch = idle_batch()
+    assert (batch.supervised, batch.num_tokens, batch.lengths) == (0, 0, (1,))
+    assert batch.labels.tolist() == [-100]
+
+
+def test_select_keeps_each_document_with_its_place():
+    documents = Documents.of([([1, 2], [0, 1]), ([3], [1]), ([4, 5, 6], [0, 1, 1])])
+    chosen = documents.select(torch.tensor([2, 0]))
+    assert chosen.tokens.tolist() == [4, 5, 6, 1, 2]
+    assert chosen.trained.int().tolist() == [0, 1, 1, 0, 1]
+    assert [chosen.where(0), chosen.where(1)] == ["memory:3", "memory:1"]
+    assert pickle.loads(pickle.dumps(chosen)).lengths.tolist() == [3, 2]
+
+
+def test_a_split_holds_out_a_share_and_loses_nothing():
+    documents = Documents.of([([i, i], [True, True]) for i in range(100)])
+    left, held = split_documents(documents, 0.05, seed=1)
+    again = split_documents(documents, 0.05, seed=1)[1]
+    assert (len(left), len(held)) == (95, 5)
+    assert again.tokens.tolist() == held.tokens.tolist()
+    assert sorted({*left.tokens.tolist(), *held.tokens.tolist()}) == list(range(100))
+    assert split_documents(documents, 0.05, seed=2)[1].tokens.tolist() != held.tokens.tolist()
