@@ -1,0 +1,77 @@
+"""Adapters in PEFT's files: adapter_model.safetensors and adapter_config.json."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from torchtune.checkpoint.model import fill_all, write_json
+from torchtune.checkpoint.safetensors_file import write_tensors
+from torchtune.checkpoint.weights import read_weights
+
+if TYPE_CHECKING:
+    from torchtune.distributed import World
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_FILE", "load_adapter", "save_adapter"]
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
+_SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    names: Collection[str],
+    config: Mapping[str, Any],
+    world: "World",
+) -> None:
+    """Write the parameters `names` of `model` in PEFT's format.
+
+    All ranks call this; the main one writes. Weights keep their dtype.
+
+    Args:
+        model: The model with its adapter; plain or distributed.
+        folder: Where to; made where absent.
+        names: Parameter names, ``<module>.lora_a`` and ``<module>.lora_b``.
+        config: What adapter_config.json says.
+        world: The processes that take part.
+
+    Raises:
+        TuneError: The disk is full, or a file cannot be written; raised on every rank.
+    """
+    folder = Path(folder)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    tensors = {_peft_name(name): state[name] for name in state if name in names}
+    write_tensors(folder / ADAPTER_FILE, tensors, world=world)
+    write_json(folder / ADAPTER_CONFIG, config, world=world)
+
+
+def load_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], *, names: Collection[str]
+) -> set[str]:
+    """Fill the parameters `names` of `model` from the adapter that PEFT or we saved in `folder`.
+
+    Returns:
+        The names that were filled.
+
+    Raises:
+        MissingError: The file or a tensor is absent; missing, unexpected and misshapen tensors are
+            all in one error.
+        ConfigError: Nothing is missing, but tensors are unexpected or misshapen.
+    """
+    path = Path(folder) / ADAPTER_FILE
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return fill_all(tensors, read_weights(path), where=str(path), file_name=_peft_name)
+
+
+def _peft_name(name: str) -> str:
+    """Return PEFT's name of our parameter: its layers hold the matrices as modules of their own."""
+    module, _, last = name.rpartition(".")
+    return f"{_PREFIX}{module}.{_SUFFIXES.get(last, last)}"

@@ -1,0 +1,207 @@
+"""A model's weights, between its parameters and a folder that transformers loads."""
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchtune.checkpoint.disk import OutputFile
+from torchtune.checkpoint.safetensors_file import nbytes, write_tensors
+from torchtune.checkpoint.weights import INDEX_FILE, WEIGHTS_FILE, Weights, read_weights
+from torchtune.errors import ConfigError, MissingError, TuneError
+
+if TYPE_CHECKING:
+    from torchtune.distributed import World
+
+__all__ = ["fill_all", "load_model", "save_model", "write_json"]
+
+# Old conversions saved these; every reader computes them from config.json.
+_COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def load_model(
+    model: nn.Module, folder: str | os.PathLike[str], *, skip: Collection[str] = ()
+) -> set[str]:
+    """Fill the parameters of `model` from the safetensors in `folder`, tensor by tensor.
+
+    Parameters keep their dtype and device, and may be distributed: each rank reads the files and
+    takes its part, without communication. The model may come from the meta device by `to_empty`.
+
+    Args:
+        model: Its parameter names are those of the files.
+        folder: A folder in Hugging Face's layout.
+        skip: Names that the files need not hold, such as those of an adapter.
+
+    Returns:
+        The names that were filled.
+
+    Raises:
+        MissingError: A file, shard or tensor is absent, or a file is cut short. Missing,
+            unexpected and misshapen tensors are all in one error.
+        ConfigError: Nothing is missing, but tensors are unexpected or misshapen.
+    """
+    weights = read_weights(folder)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
+    ignored = {name for name in weights if name.endswith(_COMPUTED) and name not in tensors}
+    if _is_spare_head(weights, tensors):
+        ignored.add(_HEAD)
+    return fill_all(tensors, weights, where=str(folder), ignored=ignored)
+
+
+def _is_spare_head(weights: Weights, tensors: Mapping[str, Tensor]) -> bool:
+    """Say whether the files of a tied model hold the embedding a second time, as the head."""
+    if _HEAD in tensors or _HEAD not in weights or _EMBEDDING not in weights:
+        return False
+    return torch.equal(weights[_HEAD], weights[_EMBEDDING])
+
+
+def fill_all(
+    tensors: Mapping[str, Tensor],
+    weights: Weights,
+    *,
+    where: str,
+    ignored: Collection[str] = (),
+    file_name: Callable[[str], str] = str,
+) -> set[str]:
+    """Copy each of `weights` into the one of `tensors` that has its name.
+
+    Args:
+        tensors: What is to be filled, all of it; plain or distributed.
+        weights: What is read.
+        where: The place for the error.
+        ignored: Names in the files that may be there or not.
+        file_name: From a name in `tensors` to that in the files.
+
+    Returns:
+        The names that were filled.
+
+    Raises:
+        TuneError: As `load_model`.
+    """
+    from torchtune.distributed import fill  # late: brings torch.distributed
+
+    targets = {file_name(name): name for name in tensors}
+    _check_names({key: tensors[name] for key, name in targets.items()}, weights, ignored, where)
+    with torch.no_grad():
+        for key in weights:
+            if key in targets:
+                fill(tensors[targets[key]], weights[key])
+    return set(tensors)
+
+
+def _check_names(
+    tensors: Mapping[str, Tensor], weights: Weights, ignored: Collection[str], where: str
+) -> None:
+    missing = [name for name in tensors if name not in weights]
+    unexpected = [name for name in weights if name not in tensors and name not in ignored]
+    misshapen = [
+        f"{name} {list(weights.shape(name))} for {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in weights and weights.shape(name) != tuple(tensor.shape)
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    faults = [f"{kind}: {', '.join(names)}" for kind, names in found.items() if names]
+    if faults:
+        kind: type[TuneError] = MissingError if missing else ConfigError
+        raise kind(
+            "E-WEIGHTS",
+            f"the weights do not fit the model; {'; '.join(faults)}",
+            where=where,
+            do="is config.json that of these weights, and is the folder whole?",
+        )
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    world: "World",
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 2**30,
+    skip: Collection[str] = (),
+    durable: bool = True,
+) -> None:
+    """Write `model` so that transformers, vLLM and `load_model` load the folder as it is.
+
+    All ranks call this; the main one writes, and holds one tensor whole at a time.
+
+    Args:
+        model: Plain or distributed over the ranks.
+        folder: Where to; made where absent.
+        world: The processes that take part.
+        config: What config.json says, the dtype apart, which is that of the files.
+        dtype: What floating point weights are cast to; None keeps theirs.
+        max_shard_bytes: Above this the weights are spread over several files with an index; 5 GiB
+            is what transformers and the hub have long used.
+        skip: Names to leave out, such as those of an adapter.
+        durable: See `OutputFile`.
+
+    Raises:
+        TuneError: The disk is full, or a file cannot be written; raised on every rank.
+    """
+    folder = Path(folder)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
+    shards = _shards(tensors, dtype, max_shard_bytes)
+    for file, names in shards.items():
+        shard = {name: tensors[name] for name in names}
+        write_tensors(folder / file, shard, world=world, dtype=dtype, durable=durable)
+    if len(shards) > 1:
+        index = _index(tensors, shards, dtype)
+        write_json(folder / INDEX_FILE, index, world=world, durable=durable)
+    fields = _with_dtype(config, tensors, dtype)
+    write_json(folder / "config.json", fields, world=world, durable=durable)
+
+
+def _shards(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
+) -> dict[str, list[str]]:
+    """Return file -> names: a new file begins where the next tensor would go over `limit` bytes."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        size += nbytes(tensor, dtype)
+        if size > limit and groups[-1]:
+            groups.append([])
+            size = nbytes(tensor, dtype)
+        groups[-1].append(name)
+    if len(groups) == 1:
+        return {WEIGHTS_FILE: groups[0]}
+    return {
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors": names
+        for number, names in enumerate(groups, 1)
+    }
+
+
+def _index(
+    tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]], dtype: torch.dtype | None
+) -> dict[str, Any]:
+    total = sum(nbytes(tensor, dtype) for tensor in tensors.values())
+    files = {name: file for file, names in shards.items() for name in names}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+
+
+def _with_dtype(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Return `config` with the dtype of the files, under the key that it uses (older: torch_dtype)."""
+    dtype = dtype or next(iter(tensors.values())).dtype
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return {**config, key: str(dtype).removeprefix("torch.")}
+
+
+def write_json(
+    path: Path, value: Mapping[str, Any], *, world: "World", durable: bool = True
+) -> None:
+    """Write `value` as JSON on the main rank; all ranks call this and learn of a failure."""
+    file = OutputFile(path, world, durable=durable)
+    if world.is_main:
+        file.write(memoryview((json.dumps(value, indent=2) + "\n").encode()))
+    file.close()
