@@ -1,0 +1,21 @@
+"""Processes and devices: the world, sharding, whole tensors, gradient norms, launching."""
+
+from torchtune.distributed.devices import DeviceFacts, check_dtype, choose_device, device_facts
+from torchtune.distributed.gradients import clip_grad_norm, sync_gradients
+from torchtune.distributed.tensors import fill, gather_full, is_distributed, local_part
+from torchtune.distributed.world import World, join_world
+
+__all__ = [
+    "DeviceFacts",
+    "World",
+    "check_dtype",
+    "choose_device",
+    "clip_grad_norm",
+    "device_facts",
+    "fill",
+    "gather_full",
+    "is_distributed",
+    "join_world",
+    "local_part",
+    "sync_gradients",
+]

@@ -1,0 +1,67 @@
+"""The norm of all gradients, in every world the same, and when they are added up."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchtune.distributed.tensors import is_distributed, local_part
+
+__all__ = ["clip_grad_norm", "sync_gradients"]
+
+
+@torch.no_grad()
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scale gradients to a total 2-norm of at most `max_norm`; return the norm before that.
+
+    Args:
+        parameters: Plain, or distributed over one or several meshes; those without a gradient
+            are passed over. Every process must call this, as it communicates.
+        max_norm: None only measures.
+
+    Returns:
+        The norm in float32, shape (), on the gradients' device. Norms are taken in float32 for
+        bfloat16 gradients too, whose own sums would be wrong in the third digit.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    groups: dict[object, list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        groups[_layout(gradient)].append(gradient)
+    norm = torch.stack([_squared_norm(group) for group in groups.values()]).sum().sqrt()
+    if max_norm is not None:
+        # the small number is torch.nn.utils.clip_grad_norm_'s, to be equal to it
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
+    return norm
+
+
+def _layout(gradient: Tensor) -> object:
+    return (gradient.device_mesh, gradient.placements) if is_distributed(gradient) else None
+
+
+def _squared_norm(gradients: list[Tensor]) -> Tensor:
+    parts = [local_part(gradient) for gradient in gradients]
+    norms = torch._foreach_norm(parts, 2, dtype=torch.float32)
+    total = torch.stack(norms).square().sum()
+    first: Any = gradients[0]
+    if is_distributed(first):
+        import torch.distributed as dist
+
+        for dimension, placement in enumerate(first.placements):
+            if not placement.is_replicate():
+                dist.all_reduce(total, group=first.device_mesh.get_group(dimension))
+    return total
+
+
+def sync_gradients(model: nn.Module, on: bool) -> None:
+    """Say whether the next backward adds up gradients over processes; a plain model does not care.
+
+    Off for all but the last micro-batch of a step saves communication and costs each process
+    the memory of all gradients whole, in float32. Results are the same to rounding.
+    """
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(on)

@@ -1,0 +1,51 @@
+"""What a worker owes its launcher: to end when it dies, and to tell it what went wrong."""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+
+__all__ = ["end_with_launcher", "report_to_launcher"]
+
+PERIOD_SECONDS = 0.5
+
+
+def end_with_launcher() -> None:
+    """End this process soon after its launcher has died, if torchrun started it.
+
+    A launcher that is killed cannot stop its workers, and they would train on and hold the
+    output folder. A save that is cut off this way leaves the last whole checkpoint untouched.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.name == "posix":
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # An orphan is given to another process, so the parent's number changes.
+    while os.getppid() == parent:
+        time.sleep(PERIOD_SECONDS)
+    os._exit(1)  # not sys.exit, which ends this thread alone
+
+
+def report_to_launcher() -> None:
+    """Send what would be this process's last traceback to the launcher of ``tune run``.
+
+    When one process fails its peers fail too, in the middle of a collective. The launcher shows
+    the first failure and none of the echoes.
+    """
+    if os.environ.get("TUNE_LAUNCHED") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        sys.excepthook = _write_error
+
+
+def _write_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    # the form of torch.distributed.elastic's own error files, which its agent insists on
+    extra = {"timestamp": str(int(time.time())), "py_callstack": text}
+    message = {"message": text, "exit_code": 1, "extraInfo": extra}
+    with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump({"message": message}, file)

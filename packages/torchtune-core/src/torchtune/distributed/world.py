@@ -1,0 +1,173 @@
+"""The processes of a run and what they tell each other; one process is a world of size one."""
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from torchtune.distributed.devices import choose_device, device_facts
+from torchtune.distributed.launcher_watch import end_with_launcher, report_to_launcher
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["World", "join_world"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them. `join_world` makes it.
+
+    Every method that communicates must be called by all processes, in the same order; with one
+    process each is a plain function. Numbers and objects go over gloo and never wait for a GPU.
+
+    Args:
+        rank: This process's number, from 0.
+        size: How many processes there are.
+        device: Where this process computes.
+        mesh: The devices in their arrangement, with one dimension ``data``; None for one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: "DeviceMesh | None" = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once: files, logs, the progress bar."""
+        return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """The number of this process's share of each step's rows."""
+        return self.mesh.get_local_rank("data") if self.mesh else 0
+
+    @property
+    def data_size(self) -> int:
+        """In how many shares the rows of a step are cut."""
+        return self.mesh["data"].size() if self.mesh else 1
+
+    @overload
+    def sum(self, value: Tensor) -> Tensor: ...
+    @overload
+    def sum(self, value: int) -> int: ...
+    @overload
+    def sum(self, value: float) -> float: ...
+    def sum(self, value: Tensor | int | float) -> Tensor | int | float:
+        """Return `value` added up over all processes, in the form it came in.
+
+        Integers are added exactly (int64), Python floats in float64, tensors in their own dtype.
+        """
+        return self._reduce(value, "SUM")
+
+    @overload
+    def max(self, value: Tensor) -> Tensor: ...
+    @overload
+    def max(self, value: int) -> int: ...
+    @overload
+    def max(self, value: float) -> float: ...
+    def max(self, value: Tensor | int | float) -> Tensor | int | float:
+        """Return the largest `value` of all processes, elementwise for a tensor."""
+        return self._reduce(value, "MAX")
+
+    def _reduce(self, value: Tensor | int | float, operation: str) -> Tensor | int | float:
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        if isinstance(value, Tensor):
+            total = value.detach().clone()
+        else:
+            total = torch.tensor(value, dtype=_exact_dtype(value))
+        dist.all_reduce(total, op=getattr(dist.ReduceOp, operation))
+        return total if isinstance(value, Tensor) else total.item()
+
+    def any(self, flag: bool) -> bool:
+        """Say whether `flag` is true on any process: how all agree to stop at the same step."""
+        return bool(self.max(int(flag)))
+
+    def broadcast(self, value: T, *, source: int = 0) -> T:
+        """Return the `value` of the process `source`; the others' are ignored."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=source)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's `value` in the order of ranks, to every process."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        boxes: list[Any] = [None] * self.size
+        dist.all_gather_object(boxes, value)
+        return boxes
+
+    def barrier(self) -> None:
+        """Wait until every process has come this far."""
+        self.sum(0)
+
+    def close(self) -> None:
+        """Leave; save and flush before. Not for a `finally`: after an error it would wait.
+
+        Afterwards nothing that communicates may be called.
+        """
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            self.barrier()  # a process that leaves early makes gloo abort in its peers
+            dist.destroy_process_group()
+
+
+def _exact_dtype(value: int | float) -> torch.dtype:
+    return torch.float64 if isinstance(value, float) else torch.int64
+
+
+def join_world(device: str = "auto") -> World:
+    """Join the processes that torchrun started (``RANK``, ``WORLD_SIZE``), or be alone.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``; see `choose_device`.
+
+    Returns:
+        The world of this process. More than one process talk over gloo on CPU, and over NCCL
+        for tensors on CUDA. An existing process group is used as it is.
+
+    Raises:
+        ConfigError: No device has that name.
+        MissingError: The device is missing, or there are more processes than devices.
+    """
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
+    place = choose_device(device, device_facts(), local_rank=local_rank, local_size=local_size)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    end_with_launcher()
+    report_to_launcher()
+    return World(rank, size, place, _make_mesh(place, size) if size > 1 else None)
+
+
+def _number(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
+
+
+def _make_mesh(device: torch.device, size: int) -> "DeviceMesh":
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not dist.is_initialized():
+        cuda = device.type == "cuda"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device if cuda else None
+        )
+    return init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
