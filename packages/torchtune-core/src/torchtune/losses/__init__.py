@@ -1,0 +1,5 @@
+"""Losses: sums over tokens, never means."""
+
+from torchtune.losses.linear_cross_entropy import LinearCrossEntropy
+
+__all__ = ["LinearCrossEntropy"]

@@ -1,0 +1,47 @@
+"""Parts of a training loop: the step, schedules, progress, loggers, memory."""
+
+from torchtune.training.activations import checkpoint_activations, compile_blocks
+from torchtune.training.environment import file_digest, record_environment
+from torchtune.training.initialise import init_weights
+from torchtune.training.loggers import JsonlLogger, Logger
+from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
+from torchtune.training.optimizers import adamw
+from torchtune.training.plot import plot_loss
+from torchtune.training.profiling import torch_profiler
+from torchtune.training.progress import Progress, StepMetrics
+from torchtune.training.schedules import (
+    constant_schedule,
+    cosine_schedule,
+    linear_schedule,
+    wsd_schedule,
+)
+from torchtune.training.seed import set_seed
+from torchtune.training.signals import StopSignal
+from torchtune.training.step import evaluate, train_step
+
+__all__ = [
+    "JsonlLogger",
+    "Logger",
+    "MemoryPlan",
+    "Progress",
+    "StepMetrics",
+    "StopSignal",
+    "adamw",
+    "checkpoint_activations",
+    "compile_blocks",
+    "constant_schedule",
+    "cosine_schedule",
+    "evaluate",
+    "explain_out_of_memory",
+    "file_digest",
+    "init_weights",
+    "linear_schedule",
+    "peak_memory",
+    "plan_memory",
+    "plot_loss",
+    "record_environment",
+    "set_seed",
+    "torch_profiler",
+    "train_step",
+    "wsd_schedule",
+]

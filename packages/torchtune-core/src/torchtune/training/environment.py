@@ -1,0 +1,73 @@
+"""A record of what a run ran on."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["file_digest", "record_environment"]
+
+PACKAGES = ("torchtune-core", "torchtune-recipes", "torch", "tokenizers", "safetensors", "datasets")
+
+
+def record_environment(path: str | Path, **facts: Any) -> None:
+    """Write versions, machine, git commit and the given facts as JSON.
+
+    Args:
+        path: The file.
+        **facts: More to record, such as digests of data and base; JSON values.
+    """
+    record = {
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "devices": _devices(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        **facts,
+    }
+    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def file_digest(path: str | Path) -> str | None:
+    """Return the sha256 of a file, or over the sorted files of a folder; None if there is none."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[str]:
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [platform.processor() or platform.machine()]
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the current folder's repository, where there is one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

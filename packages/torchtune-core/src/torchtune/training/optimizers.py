@@ -1,0 +1,38 @@
+"""Optimizers with the defaults that fine-tuning wants."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+__all__ = ["adamw"]
+
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
+"""Where torch has a fused AdamW; on a CPU it takes a third of the for-loop's time."""
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float = 2e-5,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    fused: bool | None = None,
+) -> torch.optim.AdamW:
+    """Build torch's AdamW (Loshchilov and Hutter, 2019), fused where torch can.
+
+    Args:
+        parameters: What to train.
+        lr: Learning rate; 2e-5 suits full fine-tuning, LoRA wants about ten times that.
+        betas: Decay of the two running means.
+        eps: Added to the denominator.
+        weight_decay: Decoupled decay of every parameter, per step times `lr`.
+        fused: Whether one kernel does the whole update; None chooses by the device.
+    """
+    parameters = list(parameters)
+    if fused is None:
+        fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    return torch.optim.AdamW(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
+    )

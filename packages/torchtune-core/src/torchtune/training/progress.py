@@ -1,0 +1,61 @@
+"""How far a run is."""
+
+from dataclasses import dataclass, replace
+
+__all__ = ["Progress", "StepMetrics"]
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step was, over all processes.
+
+    Args:
+        loss: Mean over the step's supervised tokens, in nats.
+        grad_norm: 2-norm of the whole gradient before clipping.
+        tokens: Real tokens.
+        supervised_tokens: Tokens that trained.
+    """
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is; with weights and optimizer, all that a resume needs.
+
+    Args:
+        step: Optimizer steps done.
+        epoch: Passes over the data done.
+        tokens: Real tokens seen, over all processes.
+        supervised_tokens: Tokens trained on.
+        best_loss: Lowest validation loss so far.
+        best_step: The step it was measured after.
+        validations_since_best: Validations since then; `patience` counts these.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    validations_since_best: int = 0
+
+    def after(self, metrics: StepMetrics, *, steps_per_epoch: int) -> "Progress":
+        """Return the progress one step later."""
+        return replace(
+            self,
+            step=self.step + 1,
+            epoch=(self.step + 1) // steps_per_epoch,
+            tokens=self.tokens + metrics.tokens,
+            supervised_tokens=self.supervised_tokens + metrics.supervised_tokens,
+        )
+
+    def validated(self, loss: float) -> "Progress":
+        """Return the progress after a validation with this mean loss."""
+        if self.best_loss is None or loss < self.best_loss:
+            return replace(self, best_loss=loss, best_step=self.step, validations_since_best=0)
+        return replace(self, validations_since_best=self.validations_since_best + 1)

@@ -1,0 +1,120 @@
+"""Learning-rate schedules: a factor on the optimizer's rate for each optimizer step.
+
+The factor at step 0 is that of the first step. With warm-up it is 0 there, as in transformers.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from torchtune.errors import ConfigError
+
+__all__ = ["constant_schedule", "cosine_schedule", "linear_schedule", "wsd_schedule"]
+
+
+def cosine_schedule(
+    optimizer: Optimizer,
+    *,
+    num_training_steps: int,
+    num_warmup_steps: int = 0,
+    num_cycles: float = 0.5,
+    min_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """Rise linearly, then fall along a cosine (Loshchilov and Hutter, 2017).
+
+    Args:
+        optimizer: Whose rate to scale.
+        num_training_steps: Optimizer steps of the whole run; the recipe gives it.
+        num_warmup_steps: Steps of the rise from 0.
+        num_cycles: Cosine waves after the rise; 0.5 falls once.
+        min_lr_ratio: The factor's floor.
+    """
+
+    def fall(share: float) -> float:
+        wave = 0.5 * (1 + math.cos(math.pi * num_cycles * 2 * share))
+        return min_lr_ratio + (1 - min_lr_ratio) * wave
+
+    return _schedule(optimizer, num_warmup_steps, num_training_steps, fall)
+
+
+def linear_schedule(
+    optimizer: Optimizer,
+    *,
+    num_training_steps: int,
+    num_warmup_steps: int = 0,
+    min_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """Rise linearly, then fall linearly to `min_lr_ratio` at `num_training_steps`.
+
+    Args:
+        optimizer: Whose rate to scale.
+        num_training_steps: Optimizer steps of the whole run; the recipe gives it.
+        num_warmup_steps: Steps of the rise from 0.
+        min_lr_ratio: The factor at the end.
+    """
+
+    def fall(share: float) -> float:
+        return min_lr_ratio + (1 - min_lr_ratio) * max(0.0, 1 - share)
+
+    return _schedule(optimizer, num_warmup_steps, num_training_steps, fall)
+
+
+def constant_schedule(optimizer: Optimizer, *, num_warmup_steps: int = 0) -> LambdaLR:
+    """Rise linearly over `num_warmup_steps`, then stay.
+
+    Args:
+        optimizer: Whose rate to scale.
+        num_warmup_steps: Steps of the rise from 0.
+    """
+    return _schedule(optimizer, num_warmup_steps, num_warmup_steps + 1, lambda share: 1.0)
+
+
+def wsd_schedule(
+    optimizer: Optimizer,
+    *,
+    num_training_steps: int,
+    num_decay_steps: int,
+    num_warmup_steps: int = 0,
+    min_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """Rise, stay, and fall linearly at the end: warm-up, stable, decay (Hu et al., 2024, MiniCPM).
+
+    Args:
+        optimizer: Whose rate to scale.
+        num_training_steps: Optimizer steps of the whole run; the recipe gives it.
+        num_decay_steps: Steps of the fall at the end.
+        num_warmup_steps: Steps of the rise from 0.
+        min_lr_ratio: The factor at the end.
+
+    Raises:
+        ConfigError: Rise and fall are longer than the run.
+    """
+    if num_warmup_steps + num_decay_steps > num_training_steps:
+        what = f"warm-up {num_warmup_steps} + decay {num_decay_steps} exceed {num_training_steps} steps"
+        raise ConfigError("E-SCHEDULE", what, where="lr_scheduler")
+    stable = num_training_steps - num_decay_steps
+
+    def fall(share: float) -> float:
+        step = num_warmup_steps + share * (num_training_steps - num_warmup_steps)
+        left = min(1.0, (num_training_steps - step) / max(1, num_training_steps - stable))
+        return min_lr_ratio + (1 - min_lr_ratio) * max(0.0, left)
+
+    return _schedule(optimizer, num_warmup_steps, num_training_steps, fall)
+
+
+def _schedule(
+    optimizer: Optimizer, warmup: int, total: int, fall: Callable[[float], float]
+) -> LambdaLR:
+    """Scale by `step / warmup`, then by `fall(share of the rest that is done)`."""
+    if warmup < 0:
+        what = f"must not be negative, found {warmup}"
+        raise ConfigError("E-RANGE", what, where="lr_scheduler.num_warmup_steps")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        return fall((step - warmup) / max(1, total - warmup))
+
+    return LambdaLR(optimizer, factor)

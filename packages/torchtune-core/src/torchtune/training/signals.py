@@ -1,0 +1,30 @@
+"""Stopping when asked to."""
+
+import signal
+from types import FrameType
+
+__all__ = ["StopSignal"]
+
+
+class StopSignal:
+    """Remember SIGTERM and SIGINT instead of dying of them, so that the step ends and is saved.
+
+    A second SIGINT raises KeyboardInterrupt, for whoever cannot wait. `close` puts the former
+    handlers back.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._former = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def close(self) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)

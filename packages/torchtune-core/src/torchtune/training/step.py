@@ -1,0 +1,120 @@
+"""One optimizer step."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from torchtune.data import Batch
+from torchtune.distributed import World, clip_grad_norm, sync_gradients
+from torchtune.errors import TuneError
+from torchtune.training.progress import StepMetrics
+
+__all__ = ["evaluate", "train_step"]
+
+
+class SummedLoss(Protocol):
+    """A sum of token losses from hidden states, output matrix and labels (`torchtune.losses`)."""
+
+    def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Return the fp32 sum, shape ()."""
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    world: World,
+    *,
+    loss: SummedLoss,
+    max_norm: float | None = None,
+    scheduler: LRScheduler | None = None,
+) -> StepMetrics:
+    """Take one optimizer step on this rank's share of it and return what it was over all ranks.
+
+    The loss is divided by the supervised tokens of the whole step before backward, so that neither the
+    number of micro-batches nor that of processes changes the gradient.
+
+    Args:
+        model: Called as `model(batch, loss=loss)`; a Decoder, sharded or not.
+        optimizer: Holds the trainable parameters; its gradients are freed at the end.
+        batches: This rank's micro-batches of the step; every rank has as many.
+        world: The processes.
+        loss: The sum of token losses.
+        max_norm: Where the 2-norm of the whole gradient is cut; None does not cut.
+        scheduler: Moved on after the step.
+
+    Raises:
+        TuneError: The loss or the gradient is not finite; the weights are those before the step.
+    """
+    supervised = world.sum(sum(batch.supervised for batch in batches))
+    sums = [
+        _backward(model, batch, loss, supervised, batch is batches[-1], world) for batch in batches
+    ]
+    values = torch.stack(sums).tolist()
+    total = world.sum(math.fsum(values)) / max(1, supervised)
+    if not math.isfinite(total):
+        raise _not_finite("loss", total, _rows(batches, values))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = clip_grad_norm(parameters, max_norm).item()
+    if not math.isfinite(norm):
+        raise _not_finite("gradient norm", norm, _rows(batches, None))
+    optimizer.step()
+    if scheduler is not None:
+        scheduler.step()
+    optimizer.zero_grad(set_to_none=True)
+    tokens = world.sum(sum(batch.num_tokens for batch in batches))
+    return StepMetrics(loss=total, grad_norm=norm, tokens=tokens, supervised_tokens=supervised)
+
+
+def _backward(
+    model: nn.Module, batch: Batch, loss: SummedLoss, supervised: int, last: bool, world: World
+) -> Tensor:
+    sync_gradients(model, last)
+    value = model(batch.to(world.device), loss=loss)
+    (value / max(1, supervised)).backward()
+    return value.detach()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Sequence[Batch], world: World, *, loss: SummedLoss
+) -> float:
+    """Return the mean loss over all supervised tokens of `batches`, over all processes.
+
+    Args:
+        model: Called as in `train_step`, in evaluation mode.
+        batches: This rank's share; every rank has as many.
+        world: The processes.
+        loss: The sum of token losses.
+    """
+    was_training = model.training
+    model.eval()
+    sums = [model(batch.to(world.device), loss=loss) for batch in batches]
+    model.train(was_training)
+    supervised = world.sum(sum(batch.supervised for batch in batches))
+    return world.sum(math.fsum(torch.stack(sums).tolist())) / max(1, supervised)
+
+
+def _rows(batches: Sequence[Batch], sums: Sequence[float] | None) -> str:
+    """Name the rows of this rank's micro-batches, of those whose loss is not finite where known."""
+    kept = [
+        batch
+        for index, batch in enumerate(batches)
+        if sums is None or not math.isfinite(sums[index])
+    ]
+    rows = [row for batch in kept for row in batch.rows]
+    return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+
+
+def _not_finite(what: str, value: float, rows: str) -> TuneError:
+    return TuneError(
+        "E-NOT-FINITE",
+        f"the {what} is {value}",
+        where=f"rows {rows}" if rows else "rows of another rank",
+        do="nothing was changed by this step; look at the rows, lower the learning rate, or use fp32",
+    )
