@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-
 from torchtune.checkpoint import load_model, read_weights, save_model, weights_digest
 from torchtune.distributed import World
 from torchtune.errors import ConfigError, MissingError

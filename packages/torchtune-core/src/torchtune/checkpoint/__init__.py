@@ -2,11 +2,18 @@
 
 from torchtune.checkpoint.adapter import load_adapter, save_adapter
 from torchtune.checkpoint.disk import on_main
+from torchtune.checkpoint.lines import cut_lines
+from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.model import load_model, save_model
+from torchtune.checkpoint.run_folder import RunFolder
 from torchtune.checkpoint.weights import Weights, read_weights, weights_digest
 
 __all__ = [
+    "RunFolder",
     "Weights",
+    "cut_lines",
+    "damaged_files",
+    "latest_step",
     "load_adapter",
     "load_model",
     "on_main",
