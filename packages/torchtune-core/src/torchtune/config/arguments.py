@@ -1,0 +1,102 @@
+"""The command line of a recipe: ``key=value``, ``~key``, flags, and the parser's own options."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torchtune.config.names import nearest
+from torchtune.config.reader import COMMAND_LINE, Node, read_value
+from torchtune.config.schema import Key, strip
+from torchtune.errors import ConfigError, TuneError
+
+__all__ = ["Arguments", "read_arguments"]
+
+BOOLEANS = {"true", "false", "yes", "no", "on", "off", "null", "none"}
+OWN = ("config", "override", "trust", "help")
+
+
+@dataclass
+class Arguments:
+    """What a command line says.
+
+    Args:
+        config: The path after ``--config``.
+        trust: The packages after ``--trust``.
+        help: Whether help was asked for.
+        changes: Dotted keys with their values in order; None deletes.
+        faults: Words that are none of this.
+    """
+
+    config: str | None = None
+    trust: list[str] = field(default_factory=list)
+    help: bool = False
+    changes: list[tuple[str, Node | None]] = field(default_factory=list)
+    faults: list[TuneError] = field(default_factory=list)
+
+
+def read_arguments(words: Sequence[str], keys: Mapping[str, Key]) -> Arguments:
+    """Sort the words of a command line; what they set is checked later."""
+    found, queue = Arguments(), list(words)
+    while queue:
+        word = queue.pop(0)
+        if word in ("-h", "--help"):
+            found.help = True
+        elif word.startswith("--"):
+            _flag(word[2:], queue, keys, found)
+        elif word.startswith("~") and len(word) > 1:
+            found.changes.append((word[1:], None))
+        elif "=" in word and not word.startswith(("-", "=")):
+            key, _, text = word.partition("=")
+            found.changes.append((key, read_value(text)))
+        else:
+            found.faults.append(_stray(word, keys))
+    return found
+
+
+def _flag(flag: str, queue: list[str], keys: Mapping[str, Key], found: Arguments) -> None:
+    name, has_value, text = flag.partition("=")
+    name = name.replace("-", "_")
+    if name == "override":
+        queue[:0] = [text] if has_value else []
+        return
+    if name.split(".")[0] not in keys and name not in OWN:
+        if name.startswith("no_") and _is_bool(keys.get(name[3:])) and not has_value:
+            found.changes.append((name[3:], read_value("false")))
+        else:
+            found.faults.append(_stray(f"--{flag}", keys))
+        return
+    if not has_value:
+        value = _next(queue, _is_bool(keys.get(name)))
+        if value is None:
+            what = f"the flag '--{flag}' needs a value"
+            found.faults.append(ConfigError("E-ARGUMENT", what, where=COMMAND_LINE))
+            return
+        text = value
+    if name == "config":
+        found.config = text
+    elif name == "trust":
+        found.trust.append(text)
+    else:
+        found.changes.append((name, read_value(text)))
+
+
+def _next(queue: list[str], boolean: bool) -> str | None:
+    """Take the flag's value from the queue; a bool flag alone means true."""
+    if boolean:
+        return queue.pop(0) if queue and queue[0].lower() in BOOLEANS else "true"
+    return queue.pop(0) if queue and not queue[0].startswith("--") else None
+
+
+def _is_bool(key: Key | None) -> bool:
+    return key is not None and (strip(key.type) is bool)
+
+
+def _stray(word: str, keys: Mapping[str, Key]) -> ConfigError:
+    name = word.lstrip("-").partition("=")[0]
+    near = nearest(name, [*keys, *OWN])
+    what = f"'{word}' is not understood"
+    return ConfigError(
+        "E-ARGUMENT",
+        what,
+        where=COMMAND_LINE,
+        do=near or "settings are key=value, ~key or --key value",
+    )

@@ -1,0 +1,71 @@
+"""Checks of values and of their combinations, collected so that all are reported together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torchtune.errors import ConfigError, Faults, TuneError
+
+__all__ = ["Checks", "checks"]
+
+
+class Checks:
+    """Collects what is wrong with the fields of one Params object; made by `checks`.
+
+    A key may be dotted to reach an argument of a component (``"peft.rank"``). A value that is
+    null or not given passes every check of a range.
+    """
+
+    def __init__(self, params: object) -> None:
+        self.params, self.faults = params, list[TuneError]()
+
+    def value(self, key: str) -> Any:
+        """Return the value of a key, None where it or a component on its way is not given."""
+        found: Any = self.params
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
+        return found
+
+    def that(self, condition: bool, key: str, what: str, do: str = "") -> None:
+        """Note a fault of `key` unless `condition` holds; `what` says what is wrong."""
+        if not condition:
+            self.faults.append(ConfigError("E-CONFIG-VALUE", what, where=key, do=do))
+
+    def at_least(self, key: str, minimum: float) -> None:
+        """Note a fault unless the key's value is `minimum` or more; NaN is a fault."""
+        found = self.value(key)
+        if isinstance(found, int | float):
+            self.that(found >= minimum, key, f"'{key}' must be at least {minimum}, found {found}")
+
+    def more_than(self, key: str, bound: float) -> None:
+        """Note a fault unless the key's value is greater than `bound`; NaN is a fault."""
+        found = self.value(key)
+        if isinstance(found, int | float):
+            self.that(found > bound, key, f"'{key}' must be more than {bound}, found {found}")
+
+    def between(self, key: str, low: float, high: float) -> None:
+        """Note a fault unless the key's value is in ``[low, high]``; NaN is a fault."""
+        found = self.value(key)
+        if isinstance(found, int | float):
+            what = f"'{key}' must be from {low} to {high}, found {found}"
+            self.that(low <= found <= high, key, what)
+
+
+@contextmanager
+def checks(params: object) -> Iterator[Checks]:
+    """Collect the checks made inside the block, and raise their faults together at its end.
+
+    Raises:
+        ConfigError: One check failed; ``where`` is its key, to which the parser adds file and line.
+        Faults: Several did.
+
+    Example:
+        >>> def __post_init__(self) -> None:
+        ...     with checks(self) as check:
+        ...         check.at_least("batch_size", 1)
+        ...         check.that(self.epochs or self.max_steps, "max_steps", "nothing ends the run")
+    """
+    found = Checks(params)
+    yield found
+    if found.faults:
+        raise found.faults[0] if len(found.faults) == 1 else Faults(found.faults)

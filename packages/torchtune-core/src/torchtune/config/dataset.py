@@ -1,0 +1,51 @@
+"""What a bare word in a data set's place means: a path, a registered name, or a hub id."""
+
+from pathlib import Path
+
+from torchtune.config.names import nearest
+from torchtune.config.reader import Node
+from torchtune.config.registry import allowed_names
+from torchtune.config.signature import COMPONENT
+from torchtune.errors import ConfigError
+
+__all__ = ["looks_like_path", "name_source"]
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+ROWS = "rows"  # the component that reads a path or hub id
+
+
+def looks_like_path(text: str) -> bool:
+    """Say whether a text can only be meant as a path: ``./x``, ``/x``, ``~/x``, ``x.jsonl``."""
+    return text.startswith((".", "/", "~")) or text.lower().endswith(SUFFIXES)
+
+
+def name_source(node: Node) -> ConfigError | None:
+    """Turn a data set given as a bare path or hub id into ``rows`` with its ``source``, in place.
+
+    An existing path goes before a registered name, that before a hub id (which holds ``/``).
+    A path that does not exist stays a path, to be reported where the files are read.
+    """
+    name = node.value[COMPONENT]
+    text = name.value
+    if not node.text or not isinstance(text, str):
+        return None
+    names = allowed_names("dataset")
+    exists = Path(text).expanduser().exists()
+    if not exists and (text in names or _dotted(text)):
+        return None
+    if exists or looks_like_path(text) or "/" in text:
+        rows = Node(ROWS, name.where, ROWS)
+        node.value = {COMPONENT: rows, "source": name, **_arguments(node)}
+        node.text = ""
+        return None
+    what = f"'{text}' is no existing path, no registered data set ({', '.join(names)}), no hub id"
+    return ConfigError("E-CONFIG-DATASET", what, where=name.where, do=nearest(text, names))
+
+
+def _dotted(text: str) -> bool:
+    parts = text.split(".")
+    return len(parts) > 1 and all(map(str.isidentifier, parts)) and not looks_like_path(text)
+
+
+def _arguments(node: Node) -> dict[str, Node]:
+    return {key: value for key, value in node.value.items() if key not in (COMPONENT, "source")}

@@ -1,0 +1,131 @@
+"""From YAML and command line to a Params object, or to every fault that they have."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchtune.config.arguments import Arguments
+from torchtune.config.convert import Converted, convert, describe, place
+from torchtune.config.dataset import name_source
+from torchtune.config.interpolation import interpolate
+from torchtune.config.merge import Draft
+from torchtune.config.reader import UNREAD, Node, read_file
+from torchtune.config.schema import Key, is_missing, keys_of
+from torchtune.config.signature import COMPONENT, check_component
+from torchtune.errors import ConfigError, Faults, TuneError
+
+__all__ = ["load"]
+
+P = TypeVar("P")
+
+
+def load(
+    params: type[P], arguments: Arguments, config: str | Path | None = None
+) -> tuple[P | None, list[TuneError]]:
+    """Return a Params object and no faults, or None and all faults.
+
+    Args:
+        params: The dataclass.
+        arguments: The command line; its changes are laid over the file.
+        config: The YAML file; by default the one that the command line names.
+    """
+    keys = keys_of(params)
+    draft, faults = Draft(keys), list(arguments.faults)
+    path = config if config is not None else arguments.config
+    if path is not None:
+        layer, found = read_file(path)
+        faults += found
+        draft.add(layer)
+    for name, value in arguments.changes:
+        draft.change(name, value)
+    faults += draft.faults + interpolate(draft.values)
+    values, wrong = _typed(draft.values, keys)
+    return _made(params, draft, values, faults + wrong)
+
+
+def _typed(nodes: dict[str, Node], keys: dict[str, Key]) -> tuple[dict[str, Any], list[TuneError]]:
+    """Return the plain value of each key that is right, and the faults of the others."""
+    values, faults = dict[str, Any](), list[TuneError]()
+    for name, key in keys.items():
+        node, into = nodes[name], Converted()
+        if node.value is UNREAD:
+            continue
+        if is_missing(node.value):
+            into.faults.append(_missing(key, node))
+        else:
+            value = _value(node, key, keys, into)
+        faults += into.faults
+        if not into.faults:
+            values[name] = value
+    return values, faults
+
+
+def _missing(key: Key, node: Node) -> ConfigError:
+    do = f"give {key.name}=... or --{key.name.replace('_', '-')} ..., or set it in the YAML"
+    what = f"'{key.name}' must be given"
+    return ConfigError("E-CONFIG-MISSING", what, where=place(key.name, node.where), do=do)
+
+
+def _value(node: Node, key: Key, keys: dict[str, Key], into: Converted) -> Any:
+    if not key.slot:
+        return convert(node, key.type, key.name, into)
+    if isinstance(node.value, list):
+        named = enumerate(node.value)
+        return [_component(item, key, f"{key.name}[{i}]", keys, into) for i, item in named]
+    if node.value is None and key.optional:
+        return None
+    return _component(node, key, key.name, keys, into)
+
+
+def _component(node: Node, key: Key, name: str, keys: dict[str, Key], into: Converted) -> Any:
+    if not isinstance(node.value, dict) or COMPONENT not in node.value:
+        if node.value is UNREAD:
+            return None
+        what = f"'{name}' must be {describe(key.type)}, found {node.plain()!r}"
+        into.faults.append(ConfigError("E-CONFIG-TYPE", what, where=place(name, node.where)))
+        return None
+    if node.value[COMPONENT].value is UNREAD:
+        return None
+    if key.slot == "dataset":
+        fault = name_source(node)
+        if fault is not None:
+            fault.where = place(name, fault.where)
+            into.faults.append(fault)
+            return None
+    if not node.where:  # a default of the recipe, not looked up before it is built
+        return node.plain()
+    return check_component(node, key.slot, name, keys, into)
+
+
+def _made(
+    params: type[P], draft: Draft, values: dict[str, Any], faults: list[TuneError]
+) -> tuple[P | None, list[TuneError]]:
+    """Make the object; its own checks run even if there are faults, over the defaults then."""
+    try:
+        made = params(**values)
+    except TuneError as error:
+        found = error.faults if isinstance(error, Faults) else [error]
+        return None, faults + [_placed(fault, draft.values) for fault in found]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if not faults:
+            what = f"{params.__name__} refuses these values: {error}"
+            return None, [ConfigError("E-CONFIG-VALUE", what)]
+        return None, faults
+    return (None if faults else made), faults
+
+
+def _placed(fault: TuneError, nodes: dict[str, Node]) -> TuneError:
+    """Add file and line to a fault whose place is a key."""
+    first, *rest = fault.where.split(".")
+    node = nodes.get(first)
+    for part in rest:
+        inner = node.value.get(part) if node and isinstance(node.value, dict) else None
+        node = inner or node
+    if node is not None and node.where:
+        fault.where = f"{fault.where}, {node.where}"
+    return fault
+
+
+def raised(faults: Sequence[TuneError]) -> TuneError:
+    """Return one error for all faults."""
+    return faults[0] if len(faults) == 1 else Faults(faults)

@@ -1,0 +1,15 @@
+"""The nearest right name for a wrong one."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["nearest"]
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return ``did you mean 'name'?`` for the name most like `word`, or an empty string."""
+    by_form = {name.lower().replace("-", "_"): name for name in names}
+    form = word.lower().replace("-", "_")
+    found = difflib.get_close_matches(form, by_form, n=1, cutoff=0.6)
+    found = found or [name for name in by_form if len(form) > 2 and form in name.split("_")][:1]
+    return f"did you mean '{by_form[found[0]]}'?" if found else ""

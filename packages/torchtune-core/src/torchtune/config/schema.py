@@ -1,0 +1,107 @@
+"""What a recipe's Params dataclass says about its keys: types, defaults, slots."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
+
+from torchtune.errors import ConfigError
+
+__all__ = ["MISSING", "Component", "Key", "keys_of"]
+
+
+class _ComponentMark:
+    """Tells an annotation `Component` from any other union of str and dict."""
+
+
+Component: TypeAlias = Annotated[str | dict[str, Any], _ComponentMark]
+"""A part named in the config: a short name or dotted path, or a dict with ``_component_``.
+
+After parsing it is always a dict with ``_component_`` (or None where the field allows it). The
+field's name is its slot; ``Annotated[Component, "dataset"]`` names another.
+"""
+
+MISSING: Any = "???"
+"""The default of a key that must be given; OmegaConf's mark, so ``key: ???`` means it too."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One field of a Params dataclass.
+
+    Args:
+        name: The key's name.
+        type: Its annotation.
+        default: Its default, `MISSING` where it must be given.
+        slot: The slot of a component or list of components; empty for any other value.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    slot: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether the key must be given."""
+        return is_missing(self.default)
+
+    @property
+    def optional(self) -> bool:
+        """Whether null is allowed."""
+        return type(None) in get_args(strip(self.type))
+
+    @property
+    def scalar(self) -> bool:
+        """Whether the key is also a flag that takes one word: all but lists and mappings."""
+        members = [strip(kind) for kind in get_args(strip(self.type)) or [strip(self.type)]]
+        return bool(self.slot) or any(get_origin(kind) not in (list, dict) for kind in members)
+
+
+def strip(kind: Any) -> Any:
+    """Return an annotation without its outer ``Annotated``."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def is_missing(value: Any) -> bool:
+    """Say whether a value is the mark of a key that must be given."""
+    return isinstance(value, str) and value == MISSING
+
+
+def is_component(kind: Any) -> bool:
+    """Say whether an annotation is `Component`, with another slot or not."""
+    return get_origin(kind) is Annotated and _ComponentMark in kind.__metadata__
+
+
+def keys_of(params: type) -> dict[str, Key]:
+    """Return the keys of a Params dataclass by name, in order.
+
+    Raises:
+        ConfigError: `params` is no dataclass.
+    """
+    if not dataclasses.is_dataclass(params):
+        raise ConfigError("E-CONFIG-PARAMS", f"{params.__name__} is no dataclass")
+    hints = get_type_hints(params, include_extras=True)
+    return {
+        field.name: Key(
+            field.name, hints[field.name], _default(field), _slot(field.name, hints[field.name])
+        )
+        for field in dataclasses.fields(params)
+        if field.init
+    }
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return MISSING
+
+
+def _slot(name: str, kind: Any) -> str:
+    """Return the slot of an annotation that holds `Component`, else an empty string."""
+    if get_origin(kind) is Annotated:
+        named = [note for note in kind.__metadata__ if isinstance(note, str)]
+        inner = name if is_component(kind) else _slot(name, strip(kind))
+        return named[0] if inner and named else inner
+    return next((slot for slot in (_slot(name, part) for part in get_args(kind)) if slot), "")
