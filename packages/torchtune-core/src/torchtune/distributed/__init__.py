@@ -2,6 +2,8 @@
 
 from torchtune.distributed.devices import DeviceFacts, check_dtype, choose_device, device_facts
 from torchtune.distributed.gradients import clip_grad_norm, sync_gradients
+from torchtune.distributed.precision import compute_in
+from torchtune.distributed.shard import shard
 from torchtune.distributed.tensors import fill, gather_full, is_distributed, local_part
 from torchtune.distributed.world import World, join_world
 
@@ -11,11 +13,13 @@ __all__ = [
     "check_dtype",
     "choose_device",
     "clip_grad_norm",
+    "compute_in",
     "device_facts",
     "fill",
     "gather_full",
     "is_distributed",
     "join_world",
     "local_part",
+    "shard",
     "sync_gradients",
 ]
