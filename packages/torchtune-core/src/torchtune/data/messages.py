@@ -41,7 +41,9 @@ class Message:
             known = ", ".join(get_args(Role))
             raise DataError("E-ROLE", f"unknown role {self.role!r}; known are {known}")
         if self.trained and self.role != "assistant":
-            raise DataError("E-ROLE", f"only an assistant's turn can be trained on, not {self.role}'s")
+            raise DataError(
+                "E-ROLE", f"only an assistant's turn can be trained on, not {self.role}'s"
+            )
 
     @classmethod
     def task(cls, instruction: str, input: str = "") -> "Message":

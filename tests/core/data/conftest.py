@@ -1,0 +1,28 @@
+"""Checkpoint folders that the tests of tokenizers and templates share."""
+
+import json
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+
+@pytest.fixture(scope="session")
+def qwen2(shared, tmp_path_factory):
+    """A folder with Qwen2's tokenizer.json, built from its vocabulary and merges."""
+    source, folder = shared / "tokenizers/qwen2", tmp_path_factory.mktemp("qwen2")
+    reference = json.loads((shared / "reference/tokenizers.json").read_text())["families"]["qwen2"]
+    lines = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [tuple(m.split(" ")) for m in lines if m and not m.startswith("#version")]
+    vocab = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(reference["pattern"]), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    added = [AddedToken(t, special=True, normalized=False) for t in reference["special_tokens"]]
+    tokenizer.add_special_tokens(added)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
