@@ -1,20 +1,54 @@
 """From rows to flat micro-batches: sources, templates, tokens and labels, steps."""
 
 from torchtune.data.batch import IGNORED, Batch, flat_batch, idle_batch
+from torchtune.data.chat_format import ChatFormat, Encoded
+from torchtune.data.chat_template import builtin_templates, find_template
 from torchtune.data.documents import Documents, split_documents
+from torchtune.data.forms import Chat, Example, Text, Tokens, to_messages
+from torchtune.data.messages import Message
 from torchtune.data.order import permutation
 from torchtune.data.packing import best_fit
+from torchtune.data.rows import Rows, alpaca, alpaca_cleaned, load_rows
+from torchtune.data.sources import Source, open_sources
 from torchtune.data.steps import Steps, validation_batches
+from torchtune.data.tokenizer import Tokenizer
+from torchtune.data.tokenizer_loading import (
+    auto_tokenizer,
+    llama3_tiktoken,
+    sentencepiece,
+    tokenizer_json,
+)
 
 __all__ = [
     "IGNORED",
     "Batch",
+    "Chat",
+    "ChatFormat",
     "Documents",
+    "Encoded",
+    "Example",
+    "Message",
+    "Rows",
+    "Source",
     "Steps",
+    "Text",
+    "Tokenizer",
+    "Tokens",
+    "alpaca",
+    "alpaca_cleaned",
+    "auto_tokenizer",
     "best_fit",
+    "builtin_templates",
+    "find_template",
     "flat_batch",
     "idle_batch",
+    "llama3_tiktoken",
+    "load_rows",
+    "open_sources",
     "permutation",
+    "sentencepiece",
     "split_documents",
+    "to_messages",
+    "tokenizer_json",
     "validation_batches",
 ]
