@@ -6,6 +6,7 @@ from torchtune.checkpoint.lines import cut_lines
 from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.model import load_model, save_model
 from torchtune.checkpoint.run_folder import RunFolder
+from torchtune.checkpoint.training_state import load_training_state, save_training_state
 from torchtune.checkpoint.weights import Weights, read_weights, weights_digest
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "latest_step",
     "load_adapter",
     "load_model",
+    "load_training_state",
     "on_main",
     "read_weights",
     "save_adapter",
     "save_model",
+    "save_training_state",
     "weights_digest",
 ]

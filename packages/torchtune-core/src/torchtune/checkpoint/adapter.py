@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from torchtune.checkpoint.disk import on_main
 from torchtune.checkpoint.model import fill_all, write_json
 from torchtune.checkpoint.safetensors_file import write_tensors
 from torchtune.checkpoint.weights import read_weights
@@ -45,8 +46,7 @@ def save_adapter(
         TuneError: The disk is full, or a file cannot be written; raised on every rank.
     """
     folder = Path(folder)
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+    on_main(world, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     state = model.state_dict()
     tensors = {_peft_name(name): state[name] for name in state if name in names}
     write_tensors(folder / ADAPTER_FILE, tensors, world=world)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torchtune.checkpoint.disk import OutputFile
+from torchtune.checkpoint.disk import OutputFile, on_main
 from torchtune.checkpoint.safetensors_file import nbytes, write_tensors
 from torchtune.checkpoint.weights import INDEX_FILE, WEIGHTS_FILE, Weights, read_weights
 from torchtune.errors import ConfigError, MissingError, TuneError
@@ -146,8 +146,7 @@ def save_model(
         TuneError: The disk is full, or a file cannot be written; raised on every rank.
     """
     folder = Path(folder)
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+    on_main(world, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
     shards = _shards(tensors, dtype, max_shard_bytes)
     for file, names in shards.items():

@@ -1,0 +1,222 @@
+"""What a resume needs beside the weights: optimizer, schedule, generators, progress."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchtune.checkpoint.disk import on_main
+from torchtune.checkpoint.model import fill_all, write_json
+from torchtune.checkpoint.random_state import random_state, restore_random_state
+from torchtune.checkpoint.safetensors_file import write_tensors
+from torchtune.checkpoint.state_values import pack, unpack
+from torchtune.checkpoint.weights import Weights, read_weights
+from torchtune.errors import ConfigError, MissingError, TuneError
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from torchtune.distributed import World
+
+__all__ = ["load_training_state", "save_training_state"]
+
+FOLDER = "training_state"
+_STATE, _OPTIMIZER, _WEIGHTS = "state.json", "optimizer.safetensors", "weights.safetensors"
+
+
+def save_training_state(
+    folder: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: "LRScheduler | None",
+    world: "World",
+    info: Mapping[str, Any],
+    weights: bool = False,
+    durable: bool = True,
+) -> None:
+    """Write into ``folder/training_state`` what an exact resume needs beside the weights.
+
+    All ranks call this; the main one writes, and holds one tensor whole at a time. Tensors go into
+    safetensors files, all else into state.json; nothing is pickled.
+
+    Args:
+        folder: A step folder.
+        model: Names the parameters of `optimizer`; plain or distributed.
+        optimizer: Of any class whose state is numbers and tensors.
+        scheduler: Its state is saved too; None where there is none.
+        world: The processes; the random generators of each are saved.
+        info: What the caller wants back: progress, data position; as JSON can hold it.
+        weights: Also save the trainable weights as they are: needed where the step folder's own
+            weight files hold another dtype.
+        durable: See `OutputFile`.
+
+    Raises:
+        TuneError: The disk is full, a file cannot be written, or the optimizer or scheduler holds
+            what is no number or tensor.
+    """
+    place = Path(folder) / FOLDER
+    on_main(world, lambda: place.mkdir(parents=True, exist_ok=True), place)
+    tensors: dict[str, Tensor] = {}
+    fields = {
+        "info": dict(info),
+        "optimizer": _pack_optimizer(model, optimizer, tensors),
+        "scheduler": scheduler and pack(scheduler.state_dict(), "scheduler", tensors),
+        "random": world.gather(random_state(world.device)),
+    }
+    write_tensors(place / _OPTIMIZER, tensors, world=world, durable=durable)
+    if weights:
+        write_tensors(place / _WEIGHTS, _trainable(model), world=world, durable=durable)
+    write_json(place / _STATE, fields, world=world, durable=durable)
+
+
+def load_training_state(
+    folder: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: "LRScheduler | None",
+    world: "World",
+) -> dict[str, Any]:
+    """Restore what `save_training_state` wrote, to the bit; return its `info`.
+
+    The random generators are restored only in a world of the size that saved them. Hyperparameters
+    of the optimizer come from the file, as the schedule's state belongs to them.
+
+    Args:
+        folder: A step folder.
+        model: As when saving, its weights loaded; trainable weights are filled again where the
+            training state holds them.
+        optimizer: Built as when saving, over the same parameters.
+        scheduler: As when saving.
+        world: The processes; of any size.
+
+    Raises:
+        MissingError: The folder holds no training state, or a file is cut short.
+        ConfigError: The optimizer is of another class or over other parameters, or there was a
+            scheduler where now is none, or none where now is one.
+    """
+    place = Path(folder) / FOLDER
+    fields = _read_state(place / _STATE)
+    tensors = read_weights(place / _OPTIMIZER)
+    _unpack_optimizer(fields["optimizer"], model, optimizer, tensors)
+    read = partial(_placed, tensors, world.device)
+    _restore_scheduler(fields["scheduler"], scheduler, read)
+    if (place / _WEIGHTS).is_file():
+        path = place / _WEIGHTS
+        fill_all(_trainable(model), read_weights(path), where=str(path))
+    if len(fields["random"]) == world.size:
+        restore_random_state(fields["random"][world.rank], world.device)
+    return dict(fields["info"])
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingError(
+            "E-STATE-MISSING",
+            "the folder holds no training state to go on from",
+            where=str(path),
+            do="to begin a new run on these weights, give the folder as checkpoint",
+        )
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise MissingError("E-FILE-DAMAGED", f"{path.name}: {error}", where=str(path)) from error
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if tensor.requires_grad}
+
+
+def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Return the names of the parameters of each group."""
+    names = {id(value): name for name, value in model.state_dict(keep_vars=True).items()}
+    try:
+        return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    except KeyError:
+        what = "the optimizer holds a parameter that is not the model's"
+        raise TuneError("E-STATE", what, where="optimizer") from None
+
+
+def _pack_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    groups, state = [], {}
+    for number, names in enumerate(_group_names(model, optimizer)):
+        group = optimizer.param_groups[number]
+        options = {key: value for key, value in group.items() if key != "params"}
+        groups.append({"names": names, "options": pack(options, f"group{number}", tensors)})
+        for name, parameter in zip(names, group["params"], strict=True):
+            if parameter in optimizer.state:
+                values = dict(sorted(optimizer.state[parameter].items()))
+                state[name] = pack(values, f"state/{name}", tensors)
+    return {"class": _class_name(optimizer), "groups": groups, "state": state}
+
+
+def _unpack_optimizer(
+    fields: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Weights
+) -> None:
+    _check_optimizer(fields, model, optimizer)
+    optimizer.state.clear()
+    for saved, group in zip(fields["groups"], optimizer.param_groups, strict=True):
+        options = partial(_placed, tensors, group["params"][0].device)
+        group.update(unpack(saved["options"], options))
+        for name, parameter in zip(saved["names"], group["params"], strict=True):
+            if name in fields["state"]:
+                read = partial(_state_tensor, tensors, parameter)
+                optimizer.state[parameter] = unpack(fields["state"][name], read)
+
+
+def _state_tensor(tensors: Weights, parameter: Tensor, name: str, on_cpu: bool) -> Tensor:
+    """Return a state tensor of `parameter`: one of its shape lies where and as it does."""
+    from torchtune.distributed import fill  # late: brings torch.distributed
+
+    full = tensors[name]
+    if full.shape != parameter.shape or not full.dim():
+        return _placed(tensors, parameter.device, name, on_cpu)
+    place = torch.empty_like(parameter, dtype=full.dtype, requires_grad=False)
+    fill(place, full)
+    return place
+
+
+def _placed(tensors: Weights, device: torch.device, name: str, on_cpu: bool) -> Tensor:
+    """Return a copy, on the CPU if it was there: a count of steps often is, beside a GPU."""
+    return tensors[name].to("cpu" if on_cpu else device, copy=True)
+
+
+def _check_optimizer(
+    fields: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    where, do = "optimizer", "resume with the config that the run was started with"
+    if fields["class"] != _class_name(optimizer):
+        what = f"the checkpoint's optimizer is {fields['class']}, not {_class_name(optimizer)}"
+        raise ConfigError("E-RESUME", what, where=where, do=do)
+    names = _group_names(model, optimizer)
+    saved = [group["names"] for group in fields["groups"]]
+    if names != saved:
+        differ = sorted({*chain(*names)} ^ {*chain(*saved)}) or ["their groups or order"]
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        what = f"the checkpoint trains other parameters: {', '.join(differ[:3])}{more}"
+        raise ConfigError("E-RESUME", what, where=where, do=do)
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _restore_scheduler(
+    fields: Any, scheduler: "LRScheduler | None", read: Callable[[str, bool], Tensor]
+) -> None:
+    if (fields is None) != (scheduler is None):
+        what = f"the checkpoint was saved with{'out' if fields is None else ''} a schedule"
+        do = "resume with the config that the run was started with"
+        raise ConfigError("E-RESUME", what, where="lr_scheduler", do=do)
+    if scheduler is not None:
+        scheduler.load_state_dict(unpack(fields, read))
