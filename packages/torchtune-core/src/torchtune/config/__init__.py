@@ -6,8 +6,26 @@ when its signature has to be read or when it is built.
 
 from torchtune.config.build import build
 from torchtune.config.checks import Checks, checks
+from torchtune.config.files import lacks_files
 from torchtune.config.parser import TuneArgumentParser
-from torchtune.config.registry import trust
+from torchtune.config.recipe_file import read_params
+from torchtune.config.registry import locate, trust
+from torchtune.config.resolved import resolved_yaml
 from torchtune.config.schema import MISSING, Component
+from torchtune.config.validation import choose_recipe, validate
 
-__all__ = ["MISSING", "Checks", "Component", "TuneArgumentParser", "build", "checks", "trust"]
+__all__ = [
+    "MISSING",
+    "Checks",
+    "Component",
+    "TuneArgumentParser",
+    "build",
+    "checks",
+    "choose_recipe",
+    "lacks_files",
+    "locate",
+    "read_params",
+    "resolved_yaml",
+    "trust",
+    "validate",
+]

@@ -6,7 +6,12 @@ from typing import Any
 from torchtune.config.convert import Converted
 from torchtune.config.reader import Node
 from torchtune.config.registry import locate
-from torchtune.config.signature import COMPONENT, check_component, component_signature
+from torchtune.config.signature import (
+    COMPONENT,
+    check_component,
+    component_signature,
+    takes_function,
+)
 from torchtune.errors import ConfigError, Faults
 
 __all__ = ["build"]
@@ -43,9 +48,9 @@ def _call(
     slot: str, name: str, args: tuple[Any, ...], given: dict[str, Any], offered: dict[str, Any]
 ) -> Any:
     target = locate(slot, name)
-    given = {word: _built(word, value, offered) for word, value in given.items()}
-    positional = list(inspect.signature(target).parameters)[: len(args)]
     takes = component_signature(slot, target).parameters
+    given = {word: _built(word, value, takes.get(word), offered) for word, value in given.items()}
+    positional = list(inspect.signature(target).parameters)[: len(args)]
     extra = {
         word: value
         for word, value in offered.items()
@@ -62,9 +67,14 @@ def _call(
         raise ConfigError("E-COMPONENT-VALUE", f"{name}: {error}", where=slot) from error
 
 
-def _built(word: str, value: Any, offered: dict[str, Any]) -> Any:
+def _built(
+    word: str, value: Any, parameter: inspect.Parameter | None, offered: dict[str, Any]
+) -> Any:
+    """Build a component among the arguments, and find a function given by its dotted path."""
+    if isinstance(value, str) and parameter and takes_function(parameter.annotation):
+        return locate(word, value)
     if isinstance(value, dict) and COMPONENT in value:
         return build(word, value, **offered)
     if isinstance(value, list):
-        return [_built(word, item, offered) for item in value]
+        return [_built(word, item, None, offered) for item in value]
     return value

@@ -26,6 +26,11 @@ class Checks:
             found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
         return found
 
+    def component(self, key: str) -> str | None:
+        """Return the name of the component of a key, None where it is null."""
+        found = self.value(key)
+        return found.get("_component_") if isinstance(found, dict) else found
+
     def that(self, condition: bool, key: str, what: str, do: str = "") -> None:
         """Note a fault of `key` unless `condition` holds; `what` says what is wrong."""
         if not condition:

@@ -8,21 +8,21 @@ from torchtune.config.arguments import Arguments
 from torchtune.config.convert import Converted, convert, describe, place
 from torchtune.config.dataset import name_source
 from torchtune.config.interpolation import interpolate
-from torchtune.config.merge import Draft
+from torchtune.config.merge import Draft, bare
 from torchtune.config.reader import UNREAD, Node, read_file
 from torchtune.config.schema import Key, is_missing, keys_of
 from torchtune.config.signature import COMPONENT, check_component
 from torchtune.errors import ConfigError, Faults, TuneError
 
-__all__ = ["load"]
+__all__ = ["load", "placed", "raised"]
 
 P = TypeVar("P")
 
 
 def load(
     params: type[P], arguments: Arguments, config: str | Path | None = None
-) -> tuple[P | None, list[TuneError]]:
-    """Return a Params object and no faults, or None and all faults.
+) -> tuple[P | None, list[TuneError], dict[str, Node]]:
+    """Return a Params object and no faults, or None and all faults; and the keys' nodes.
 
     Args:
         params: The dataclass.
@@ -40,7 +40,8 @@ def load(
         draft.change(name, value)
     faults += draft.faults + interpolate(draft.values)
     values, wrong = _typed(draft.values, keys)
-    return _made(params, draft, values, faults + wrong)
+    made, faults = _made(params, draft.values, values, faults + wrong)
+    return made, faults, draft.values
 
 
 def _typed(nodes: dict[str, Node], keys: dict[str, Key]) -> tuple[dict[str, Any], list[TuneError]]:
@@ -48,15 +49,16 @@ def _typed(nodes: dict[str, Node], keys: dict[str, Key]) -> tuple[dict[str, Any]
     values, faults = dict[str, Any](), list[TuneError]()
     for name, key in keys.items():
         node, into = nodes[name], Converted()
-        if node.value is UNREAD:
-            continue
+        value = None
         if is_missing(node.value):
             into.faults.append(_missing(key, node))
-        else:
+        elif node.value is not UNREAD:
             value = _value(node, key, keys, into)
         faults += into.faults
-        if not into.faults:
+        if not into.faults and node.value is not UNREAD:
             values[name] = value
+        elif key.slot and not key.required:  # so that the checks of other keys can still be made
+            values[name] = bare(Node.of(key.default)).plain()
     return values, faults
 
 
@@ -98,14 +100,14 @@ def _component(node: Node, key: Key, name: str, keys: dict[str, Key], into: Conv
 
 
 def _made(
-    params: type[P], draft: Draft, values: dict[str, Any], faults: list[TuneError]
+    params: type[P], nodes: dict[str, Node], values: dict[str, Any], faults: list[TuneError]
 ) -> tuple[P | None, list[TuneError]]:
     """Make the object; its own checks run even if there are faults, over the defaults then."""
     try:
         made = params(**values)
     except TuneError as error:
         found = error.faults if isinstance(error, Faults) else [error]
-        return None, faults + [_placed(fault, draft.values) for fault in found]
+        return None, faults + [placed(fault, nodes) for fault in found]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if not faults:
             what = f"{params.__name__} refuses these values: {error}"
@@ -114,8 +116,8 @@ def _made(
     return (None if faults else made), faults
 
 
-def _placed(fault: TuneError, nodes: dict[str, Node]) -> TuneError:
-    """Add file and line to a fault whose place is a key."""
+def placed(fault: TuneError, nodes: dict[str, Node]) -> TuneError:
+    """Add file and line to a fault whose place is a dotted key."""
     first, *rest = fault.where.split(".")
     node = nodes.get(first)
     for part in rest:

@@ -10,7 +10,7 @@ from torchtune.config.schema import Key
 from torchtune.config.signature import COMPONENT
 from torchtune.errors import ConfigError, TuneError
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "bare"]
 
 RECIPE = "recipe"  # a YAML may name its recipe; read by `choose_recipe`
 

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from torchtune.config.arguments import read_arguments
 from torchtune.config.helptext import help_text
 from torchtune.config.load import load, raised
-from torchtune.config.registry import trust
+from torchtune.config.registry import trust, trust_recipe
 from torchtune.config.schema import keys_of
 
 __all__ = ["TuneArgumentParser"]
@@ -48,7 +48,9 @@ class TuneArgumentParser(Generic[P]):
             raise SystemExit(0)
         for package in arguments.trust:
             trust(package)
-        made, faults = load(self.params, arguments)
+        if self.params.__module__ == "__main__":  # the user ran this file, so its code may be named
+            trust_recipe(sys.modules["__main__"].__file__)
+        made, faults, _ = load(self.params, arguments)
         if made is None:
             raise raised(faults)
         return made

@@ -12,13 +12,15 @@ import inspect
 import sys
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torchtune.config.names import nearest
+from torchtune.config.source_file import import_file, module_name
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["allowed_names", "locate", "target_of", "trust"]
+__all__ = ["allowed_names", "locate", "target_of", "trust", "trust_recipe"]
 
 LLAMA_SIZES = (
     *("llama2_7b", "llama2_13b", "llama2_70b", "llama3_8b", "llama3_70b"),
@@ -47,8 +49,10 @@ COMPONENTS = {
     "loss.linear_cross_entropy": "torchtune.losses:LinearCrossEntropy",
     "profiler.torch": "torchtune.training:torch_profiler",
 }
+MAIN = "__main__"
 NAMESPACES = ("torchtune", "torch.optim", "torch.nn")
 _trusted: set[str] = set()
+_recipe: list[Path] = []  # the file whose own code may be named, as __main__
 
 
 def trust(package: str) -> None:
@@ -64,6 +68,11 @@ def trust(package: str) -> None:
         what = f"'{package}' is part of Python; only packages of your own can be trusted"
         raise ConfigError("E-TRUST", what, where="--trust")
     _trusted.add(package)
+
+
+def trust_recipe(path: str | Path | None) -> None:
+    """Let configs name what the recipe file itself defines, as ``__main__.NAME``."""
+    _recipe[:] = [Path(path).resolve()] if path else []
 
 
 @lru_cache(maxsize=1)
@@ -103,6 +112,10 @@ def locate(slot: str, name: str) -> Any:
 
 
 def _import(module: str, name: str) -> ModuleType:
+    if module == MAIN:
+        main = sys.modules[MAIN]
+        running = Path(getattr(main, "__file__", None) or "").resolve() == _recipe[0]
+        return main if running else import_file(_recipe[0])
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -136,11 +149,11 @@ def _inside(module: str, namespaces: tuple[str, ...]) -> bool:
 
 def _by_path(slot: str, path: str) -> Any:
     """Follow a dotted path under the rules for untrusted text."""
-    allowed = (*NAMESPACES, *sorted(_trusted))
+    allowed = (*NAMESPACES, *sorted(_trusted), *([MAIN] if _recipe else []))
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
         raise _refused(path, "it is no dotted path")
-    if any(part.startswith("_") for part in parts if part not in _trusted):
+    if any(part.startswith("_") for part in parts if part != MAIN):
         raise _refused(path, "a name that begins with '_' is private")
     if not _inside(path, allowed):
         spaces = ", ".join(allowed)
@@ -150,7 +163,7 @@ def _by_path(slot: str, path: str) -> Any:
         raise _refused(path, f"only what lies in {spaces} may be named", do)
     module, rest = _longest_module(parts, allowed, path)
     found = _step(module, rest, path)
-    _check_owner(found, path, allowed)
+    _check_owner(found, path, (*allowed, *map(module_name, _recipe)))
     return found
 
 
@@ -184,7 +197,8 @@ def _check_owner(found: Any, path: str, allowed: tuple[str, ...]) -> None:
     owner = getattr(found, "__module__", None) or ""
     if not callable(found) or not _inside(owner, allowed):
         raise _refused(path, f"it is defined in '{owner}', outside of {', '.join(allowed)}")
-    if inspect.isclass(found) or _inside(owner, tuple(_trusted)) or _registered(found):
+    own = (*_trusted, MAIN, *map(module_name, _recipe))
+    if inspect.isclass(found) or _inside(owner, own) or _registered(found):
         return
     raise _refused(path, "a function must be a registered component, or of a trusted package")
 

@@ -1,17 +1,26 @@
 """What a component's signature allows: names, types and defaults of its arguments."""
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from torchtune.config.convert import Converted, convert, place
 from torchtune.config.names import nearest
 from torchtune.config.reader import Node
-from torchtune.config.registry import locate
+from torchtune.config.registry import locate, target_of
+from torchtune.config.static_signature import read_signature
 from torchtune.errors import ConfigError, TuneError
 
-__all__ = ["COMPONENT", "Signature", "check_component", "component_signature"]
+__all__ = [
+    "COMPONENT",
+    "Signature",
+    "check_component",
+    "component_signature",
+    "named_signature",
+    "takes_function",
+]
 
 COMPONENT = "_component_"
 TAKES_FIRST = {
@@ -37,12 +46,30 @@ class Signature:
     open: bool
 
 
+def named_signature(slot: str, name: str) -> Signature:
+    """Return the signature of a component by its name in a config.
+
+    A registered one that is not imported yet is read from its source, so that torch is not
+    imported for it. Raises what `locate` raises.
+    """
+    target = target_of(slot, name)
+    if target is not None and target.partition(":")[0] not in sys.modules:
+        found = read_signature(target)
+        if found is not None:
+            return _signature(slot, found)
+    return component_signature(slot, locate(slot, name))
+
+
 def component_signature(slot: str, target: Callable[..., Any]) -> Signature:
-    """Read the signature of `target` as a component of `slot`."""
+    """Read the signature of an imported `target` as a component of `slot`."""
     try:
         found = inspect.signature(target, eval_str=True)
     except (NameError, AttributeError, TypeError, SyntaxError):  # names known to type checkers only
         found = inspect.signature(target)
+    return _signature(slot, found)
+
+
+def _signature(slot: str, found: inspect.Signature) -> Signature:
     kinds = inspect.Parameter
     ordered = list(found.parameters.values())
     positional = [p for p in ordered if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -71,7 +98,7 @@ def check_component(
     try:
         if not isinstance(name.value, str):
             raise ConfigError("E-COMPONENT-NAME", f"'{COMPONENT}' must be a name")
-        signature = component_signature(slot, locate(slot, name.value))
+        signature = named_signature(slot, name.value)
     except TuneError as error:
         error.where = place(key, name.where)
         into.faults.append(error)
@@ -100,7 +127,24 @@ def _argument(
             _argument(item, Any, word, f"{key}[{index}]", offered, into)
             for index, item in enumerate(value.value)
         ]
+    if isinstance(value.value, str) and takes_function(kind):
+        return _function(value, word, key, into)
     return convert(value, Any if kind is inspect.Parameter.empty else kind, key, into)
+
+
+def takes_function(kind: Any) -> bool:
+    """Say whether an annotation is a Callable, or a union with one."""
+    return any(get_origin(member) is Callable for member in (kind, *get_args(kind)))
+
+
+def _function(value: Node, word: str, key: str, into: Converted) -> str:
+    """Check that a dotted path names a function that the config may reach."""
+    try:
+        locate(word, value.value)
+    except TuneError as error:
+        error.where = place(key, value.where)
+        into.faults.append(error)
+    return str(value.value)
 
 
 def _holds_component(node: Node) -> bool:
