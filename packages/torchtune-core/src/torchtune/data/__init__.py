@@ -3,11 +3,12 @@
 from torchtune.data.batch import IGNORED, Batch, flat_batch, idle_batch
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.chat_template import builtin_templates, find_template
-from torchtune.data.documents import Documents, split_documents
+from torchtune.data.documents import Documents, Preparation, split_documents
 from torchtune.data.forms import Chat, Example, Text, Tokens, to_messages
 from torchtune.data.messages import Message
 from torchtune.data.order import permutation
 from torchtune.data.packing import best_fit
+from torchtune.data.preparation import encode_example, tokenize_rows
 from torchtune.data.rows import Rows, alpaca, alpaca_cleaned, load_rows
 from torchtune.data.sources import Source, open_sources
 from torchtune.data.steps import Steps, validation_batches
@@ -28,6 +29,7 @@ __all__ = [
     "Encoded",
     "Example",
     "Message",
+    "Preparation",
     "Rows",
     "Source",
     "Steps",
@@ -39,6 +41,7 @@ __all__ = [
     "auto_tokenizer",
     "best_fit",
     "builtin_templates",
+    "encode_example",
     "find_template",
     "flat_batch",
     "idle_batch",
@@ -49,6 +52,7 @@ __all__ = [
     "sentencepiece",
     "split_documents",
     "to_messages",
+    "tokenize_rows",
     "tokenizer_json",
     "validation_batches",
 ]

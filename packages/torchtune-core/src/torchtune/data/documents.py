@@ -1,7 +1,7 @@
 """Tokenized documents, held as a few flat tensors so that millions of them fit in memory."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +9,66 @@ from torch import Tensor
 from torchtune.data.order import permutation
 from torchtune.errors import DataError
 
-__all__ = ["Documents", "split_documents"]
+__all__ = ["Documents", "Preparation", "split_documents"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What became of the rows of a data set when they were tokenized.
+
+    Args:
+        rows: Rows that were read.
+        documents: Those that train something.
+        tokens: Tokens of the documents.
+        supervised: Of these, the tokens that are predicted and trained.
+        longest: Tokens of the longest row, before any cut.
+        max_seq_len: Where longer rows were cut.
+        cut: How many were.
+        left_out: How many rows train nothing and were left out.
+        cut_rows: The first few that were cut, as ``file:line``.
+        left_out_rows: The first few that were left out.
+        seconds: How long it took.
+    """
+
+    rows: int
+    documents: int
+    tokens: int
+    supervised: int
+    longest: int
+    max_seq_len: int
+    cut: int = 0
+    left_out: int = 0
+    cut_rows: tuple[str, ...] = ()
+    left_out_rows: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        share = 100 * self.supervised / self.tokens
+        lines = [f"{self.documents:,} rows, {self.tokens:,} tokens, {share:.0f} % of them trained"]
+        if self.cut:
+            lines.append(
+                f"{_rows(self.cut)} cut at max_seq_len {self.max_seq_len} (the longest has "
+                f"{self.longest}): {_named(self.cut, self.cut_rows)}"
+            )
+        if self.left_out:
+            named = _named(self.left_out, self.left_out_rows)
+            lines.append(f"{_rows(self.left_out)} left out, with nothing to train on: {named}")
+        return "\n".join(lines)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _named(count: int, rows: tuple[str, ...]) -> str:
+    """Name rows; a file is written once for the lines that follow one another in it."""
+    places = [row.rpartition(":") for row in rows]
+    before = [None, *(file for file, _, _ in places)]
+    names = [
+        line if file == last else f"{file}:{line}"
+        for (file, _, line), last in zip(places, before, strict=False)
+    ]
+    return ", ".join(names) + (f" and {count - len(rows):,} more" if count > len(rows) else "")
 
 
 @dataclass(frozen=True)
@@ -23,6 +82,7 @@ class Documents:
         file: Which of `files` each document comes from, int32 ``[documents]``.
         line: Its line or row there, counted from 1, int64 ``[documents]``.
         files: The files or hub ids that the rows were read from.
+        report: What was cut and left out on the way, where they come from rows.
     """
 
     tokens: Tensor
@@ -31,6 +91,7 @@ class Documents:
     file: Tensor
     line: Tensor
     files: tuple[str, ...] = ("memory",)
+    report: Preparation | None = None
 
     @classmethod
     def of(cls, documents: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Documents":
@@ -69,6 +130,10 @@ class Documents:
     def where(self, index: int) -> str:
         """Return the ``file:line`` that document `index` was made from."""
         return f"{self.files[int(self.file[index])]}:{int(self.line[index])}"
+
+    def with_report(self, report: Preparation) -> "Documents":
+        """Return these documents with a report of how they were made."""
+        return replace(self, report=report)
 
     def select(self, indices: Tensor) -> "Documents":
         """Return the documents `indices` (int64 ``[n]``), in that order."""

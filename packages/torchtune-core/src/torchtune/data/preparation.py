@@ -1,0 +1,219 @@
+"""From rows to documents: encoded once, before training, into a few flat tensors."""
+
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchtune.data.chat_format import ChatFormat, Encoded
+from torchtune.data.documents import Documents, Preparation
+from torchtune.data.forms import Chat, Example, Text
+from torchtune.data.rows import Rows
+from torchtune.data.tokenizer import Tokenizer
+from torchtune.data.workers import map_in_workers
+from torchtune.errors import DataError, TuneError
+
+__all__ = ["encode_example", "tokenize_rows"]
+
+PIECE = 128  # rows sent to a worker at a time
+NAMED = 5  # rows of a kind that a report names
+Compact: TypeAlias = tuple["array[int]", bytes]  # tokens as int32, trained as 0 or 1
+
+
+def tokenize_rows(
+    rows: Rows,
+    format: ChatFormat | Tokenizer,
+    *,
+    max_seq_len: int,
+    workers: int = 0,
+    progress: bool = True,
+) -> Documents:
+    """Encode all rows, cut those that are too long, and leave out those that train nothing.
+
+    Longer rows are cut from the right and get no end token that they did not have. What was cut
+    and left out stands in the ``report`` of the result.
+
+    Args:
+        rows: From `load_rows`.
+        format: The model's chat format, or a tokenizer, whose own template is then used.
+        max_seq_len: The most tokens of a document.
+        workers: Processes that encode; 0 does it here. They pay from some ten thousand rows on.
+        progress: Show a bar on a terminal when it takes more than two seconds.
+
+    Raises:
+        DataError: A row cannot be read or encoded (file and line are named), there are no rows,
+            or none of them has a supervised token.
+        MissingError: Chat rows, and a model without a chat template.
+    """
+    started, taken = time.monotonic(), _Taken(max_seq_len)
+    encode = _Encode(
+        format if isinstance(format, ChatFormat) else ChatFormat(format), rows.train_on
+    )
+    found = _in_workers(rows, encode, workers) if workers else map(encode, rows)
+    for index, (tokens, trained) in enumerate(_located(rows, _shown(found, len(rows), progress))):
+        taken.add(rows, index, tokens, trained)
+    if not len(taken.lines):
+        raise _nothing(rows, taken)
+    return taken.documents(rows, time.monotonic() - started)
+
+
+def encode_example(example: Example, format: ChatFormat, train_on: str = "all") -> Encoded:
+    """Return the tokens of what a row means, and which of them are trained; nothing is cut.
+
+    Plain text begins with BOS where the model's texts do and ends with its end token, all trained.
+    Ready tokens are taken as they are.
+
+    Raises:
+        DataError: The template does not take the row, or an id is not in the vocabulary.
+    """
+    tokenizer = format.tokenizer
+    if isinstance(example, Chat):
+        wanted: Any = train_on
+        return format.encode(example.messages, train_on=wanted, tools=example.tools)
+    if isinstance(example, Text):
+        begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        ids = [*begin, *tokenizer.encode(example.text), tokenizer.eos_id]
+        tokens = [token for token in ids if token is not None]
+        return Encoded(tokens, [True] * len(tokens))
+    size = tokenizer.vocab_size
+    wrong = next((token for token in example.tokens if not 0 <= token < size), None)
+    if wrong is not None:
+        what = f"token {wrong} is not in the vocabulary, which has {size}"
+        do = "tokenize the rows with this model's tokenizer"
+        raise DataError("E-DATA-TOKENS", what, do=do)
+    return Encoded(example.tokens, example.trained)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """Encodes one row; goes to the workers."""
+
+    format: ChatFormat
+    train_on: str
+
+    def __call__(self, example: Example) -> Compact:
+        encoded = encode_example(example, self.format, self.train_on)
+        return array("i", encoded.tokens), bytes(encoded.trained)
+
+    def many(self, examples: list[Example]) -> list[Compact | TuneError]:
+        """Encode rows; an error stands in its row's place."""
+        return [self._safely(example) for example in examples]
+
+    def _safely(self, example: Example) -> Compact | TuneError:
+        try:
+            return self(example)
+        except TuneError as error:
+            return error
+
+
+def _in_workers(rows: Rows, encode: _Encode, workers: int) -> Iterator[Compact]:
+    examples = iter(rows)
+    pieces = iter(lambda: list(islice(examples, PIECE)), [])
+    needed = min(workers, -(-len(rows) // PIECE))
+    for piece in map_in_workers(encode.many, pieces, max(1, needed)):
+        for found in piece:
+            if isinstance(found, TuneError):
+                raise found
+            yield found
+
+
+def _located(rows: Rows, found: Iterable[Compact]) -> Iterator[Compact]:
+    """Give an error that knows no place that of the row it came from."""
+    at, results = 0, iter(found)
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except DataError as error:
+            if error.where:
+                raise
+            raise DataError(error.code, error.what, where=rows.where(at), do=error.do) from None
+        yield result
+        at += 1
+
+
+def _shown(found: Iterable[Compact], total: int, progress: bool) -> Iterable[Compact]:
+    if not progress:
+        return found
+    from tqdm import tqdm
+
+    bar: Iterable[Compact] = tqdm(
+        found, desc="tokenizing", total=total, unit=" rows", delay=2, leave=False, disable=None
+    )
+    return bar
+
+
+@dataclass
+class _Taken:
+    """Documents so far, in arrays that grow."""
+
+    max_seq_len: int
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    trained: bytearray = field(default_factory=bytearray)
+    offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
+    files: "array[int]" = field(default_factory=lambda: array("i"))
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
+    cut: list[int] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    longest: int = 0
+
+    def add(self, rows: Rows, index: int, tokens: "array[int]", trained: bytes) -> None:
+        self.longest = max(self.longest, len(tokens))
+        if len(tokens) > self.max_seq_len:
+            self.cut.append(index)
+            tokens, trained = tokens[: self.max_seq_len], trained[: self.max_seq_len]
+        if not any(trained[1:]):  # nothing predicts a first token
+            self.left_out.append(index)
+            return
+        self.tokens.extend(tokens)
+        self.trained.extend(trained)
+        self.offsets.append(len(self.tokens))
+        file, line = rows.line(index)
+        self.files.append(file)
+        self.lines.append(line)
+
+    def documents(self, rows: Rows, seconds: float) -> Documents:
+        found = Documents(
+            tokens=torch.frombuffer(self.tokens, dtype=torch.int32),
+            trained=torch.frombuffer(self.trained, dtype=torch.bool),
+            offsets=_int64(self.offsets),
+            file=torch.frombuffer(self.files, dtype=torch.int32),
+            line=_int64(self.lines),
+            files=tuple(source.name for source in rows.sources),
+        )
+        report = Preparation(
+            rows=len(rows),
+            documents=len(found),
+            tokens=len(found.tokens),
+            supervised=found.supervised,
+            longest=self.longest,
+            max_seq_len=self.max_seq_len,
+            cut=len(self.cut),
+            left_out=len(self.left_out),
+            cut_rows=tuple(rows.where(index) for index in self.cut[:NAMED]),
+            left_out_rows=tuple(rows.where(index) for index in self.left_out[:NAMED]),
+            seconds=seconds,
+        )
+        return found.with_report(report)
+
+
+def _int64(values: "array[int]") -> Tensor:
+    return torch.frombuffer(values, dtype=torch.int64)
+
+
+def _nothing(rows: Rows, taken: _Taken) -> DataError:
+    names = ", ".join(source.name for source in rows.sources[:3]) or "dataset"
+    if not len(rows):
+        return DataError("E-DATA-EMPTY", "the data set has no rows", where=names)
+    cut = len(set(taken.cut) & set(taken.left_out))
+    what = f"none of the {len(rows)} rows has a token to train on"
+    if cut:
+        what += f"; {cut} were cut at {taken.max_seq_len} tokens, the longest has {taken.longest}"
+    do = f"raise max_seq_len, or see what is trained: tune data check {rows.sources[0].name} ..."
+    return DataError("E-DATA-UNSUPERVISED", what, where=rows.where(taken.left_out[0]), do=do)
