@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ __all__ = [
     "MissingError",
     "TuneError",
     "report_errors",
+    "tell_launcher",
 ]
 
 
@@ -108,10 +110,26 @@ def report_errors() -> Iterator[None]:
 
 
 def _tell(error: TuneError) -> None:
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path and os.environ.get("TUNE_LAUNCHED") == "1":
-        message = {"message": str(error), "exit_code": error.exit_code}
-        with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - imports stay few
-            json.dump({"message": message}, file)
-    else:
+    if not tell_launcher(str(error), error.exit_code):
         print(error, file=sys.stderr, flush=True)
+
+
+def tell_launcher(text: str, exit_code: int) -> bool:
+    """Leave the launcher of ``tune run`` the text to print and its exit code.
+
+    Args:
+        text: What the user shall read.
+        exit_code: What the command shall return.
+
+    Returns:
+        False, and nothing was done, where there is no such launcher.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path or os.environ.get("TUNE_LAUNCHED") != "1":
+        return False
+    # torchrun reads the file too, and insists on the timestamp
+    extra = {"timestamp": str(int(time.time()))}
+    message = {"message": text, "exit_code": exit_code, "extraInfo": extra}
+    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - imports stay few
+        json.dump({"message": message}, file)
+    return True

@@ -72,9 +72,9 @@ def _without_ranks() -> Any:
 
 
 def _open_store() -> Any:
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def _write_call(folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

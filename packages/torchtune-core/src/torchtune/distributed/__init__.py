@@ -2,6 +2,7 @@
 
 from torchtune.distributed.devices import DeviceFacts, check_dtype, choose_device, device_facts
 from torchtune.distributed.gradients import clip_grad_norm, sync_gradients
+from torchtune.distributed.launch import launch
 from torchtune.distributed.precision import compute_in
 from torchtune.distributed.shard import shard
 from torchtune.distributed.tensors import fill, gather_full, is_distributed, local_part
@@ -19,6 +20,7 @@ __all__ = [
     "gather_full",
     "is_distributed",
     "join_world",
+    "launch",
     "local_part",
     "shard",
     "sync_gradients",

@@ -63,5 +63,6 @@ def sync_gradients(model: nn.Module, on: bool) -> None:
     Off for all but the last micro-batch of a step saves communication and costs each process
     the memory of all gradients whole, in float32. Results are the same to rounding.
     """
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(on)
+    set_sync = getattr(model, "set_requires_gradient_sync", None)
+    if callable(set_sync):
+        set_sync(on)

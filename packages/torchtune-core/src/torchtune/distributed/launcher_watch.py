@@ -1,12 +1,13 @@
 """What a worker owes its launcher: to end when it dies, and to tell it what went wrong."""
 
-import json
 import os
 import sys
 import threading
 import time
 import traceback
 from types import TracebackType
+
+from torchtune.errors import tell_launcher
 
 __all__ = ["end_with_launcher", "report_to_launcher"]
 
@@ -36,16 +37,11 @@ def report_to_launcher() -> None:
     When one process fails its peers fail too, in the middle of a collective. The launcher shows
     the first failure and none of the echoes.
     """
-    if os.environ.get("TUNE_LAUNCHED") == "1" and os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        sys.excepthook = _write_error
+    if os.environ.get("TUNE_LAUNCHED") == "1":
+        sys.excepthook = _tell
 
 
-def _write_error(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-    # the form of torch.distributed.elastic's own error files, which its agent insists on
-    extra = {"timestamp": str(int(time.time())), "py_callstack": text}
-    message = {"message": text, "exit_code": 1, "extraInfo": extra}
-    with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:  # noqa: PTH123
-        json.dump({"message": message}, file)
+    if not tell_launcher(text, 1):
+        sys.__excepthook__(kind, error, trace)

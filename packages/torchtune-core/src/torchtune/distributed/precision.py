@@ -24,7 +24,8 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             weights of another one, which may be cast only while that one runs.
         dtype: Of the computation.
     """
-    inside = {id(module): module for block in model.blocks for module in block.modules()}
+    blocks: Any = model.blocks
+    inside = {id(module): module for block in blocks for module in block.modules()}
     for module in inside.values():
         if module._parameters:
             _cast_during_forward(module, [module], dtype)

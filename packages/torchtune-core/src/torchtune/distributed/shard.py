@@ -51,7 +51,8 @@ def _fully_shard(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():  # the root's setting does not reach its children
