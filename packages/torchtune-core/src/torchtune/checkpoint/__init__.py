@@ -6,7 +6,7 @@ from torchtune.checkpoint.lines import cut_lines
 from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.model import load_model, save_model
 from torchtune.checkpoint.run_folder import RunFolder
-from torchtune.checkpoint.training_state import load_training_state, save_training_state
+from torchtune.checkpoint.training_state import load_training_state, read_info, save_training_state
 from torchtune.checkpoint.weights import Weights, read_weights, weights_digest
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "load_model",
     "load_training_state",
     "on_main",
+    "read_info",
     "read_weights",
     "save_adapter",
     "save_model",

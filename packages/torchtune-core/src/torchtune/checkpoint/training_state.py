@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torchtune.distributed import World
 
-__all__ = ["load_training_state", "save_training_state"]
+__all__ = ["load_training_state", "read_info", "save_training_state"]
 
 FOLDER = "training_state"
 _STATE, _OPTIMIZER, _WEIGHTS = "state.json", "optimizer.safetensors", "weights.safetensors"
@@ -116,6 +116,15 @@ def load_training_state(
     return dict(fields["info"])
 
 
+def read_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the `info` of the training state in a step folder, without restoring anything.
+
+    Raises:
+        MissingError: The folder holds no training state, or a damaged one.
+    """
+    return dict(_read_state(Path(folder) / FOLDER / _STATE)["info"])
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingError(
@@ -155,7 +164,7 @@ def _pack_optimizer(
         groups.append({"names": names, "options": pack(options, f"group{number}", tensors)})
         for name, parameter in zip(names, group["params"], strict=True):
             if parameter in optimizer.state:
-                values = dict(sorted(optimizer.state[parameter].items()))
+                values = optimizer.state[parameter]
                 state[name] = pack(values, f"state/{name}", tensors)
     return {"class": _class_name(optimizer), "groups": groups, "state": state}
 
