@@ -14,6 +14,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -109,9 +110,11 @@ def blocks_by_name(text: str) -> dict[str, str]:
     room = name = ""
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
-        if line and not indent and not line.startswith("#"):
+        if not line or line.startswith("#"):
+            continue
+        if not indent:
             room = line
-        elif line:
+        else:
             if indent == 4 and (match := re.match(r" +(?:(?:def|class|module) )?(\w+)", line)):
                 name = f"{room}.{match[1]}"
             found[name] = found.get(name, "") + line
@@ -160,15 +163,29 @@ def faults(kept: str, now: str) -> list[str]:
     return found
 
 
+def missing_from(inventory: Path, now: str) -> list[str]:
+    """List the public names that a built reference (Sphinx's objects.inv) does not describe."""
+    body = inventory.read_bytes().split(b"\n", 4)[4]
+    described = {line.split(" ")[0] for line in zlib.decompress(body).decode().splitlines()}
+    return [name for name in blocks_by_name(now) if name not in described]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="write the file")
     parser.add_argument("--file", type=Path, default=FILE, help="the text file")
+    parser.add_argument("--reference", type=Path, help="a built reference, to compare instead")
     arguments = parser.parse_args()
     now = generate()
     if arguments.write:
         arguments.file.write_text(now, encoding="utf-8")
-    found = faults(arguments.file.read_text(encoding="utf-8"), now)
+    if arguments.reference:
+        missing = missing_from(arguments.reference, now)
+        found = [
+            f"the reference does not describe {name}: it needs a docstring" for name in missing
+        ]
+    else:
+        found = faults(arguments.file.read_text(encoding="utf-8"), now)
     for fault in found:
         print(fault, file=sys.stderr)
     return 1 if found else 0

@@ -1,0 +1,48 @@
+"""Sphinx reads this: `hatch run docs:build`."""
+
+import sys
+
+import torchtune
+from sphinx.pycode import ModuleAnalyzer
+
+project = "torchtune"
+author = "the torchtune authors"
+release = torchtune.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+html_theme = "pydata_sphinx_theme"
+html_title = f"torchtune {release}"
+html_show_sourcelink = False
+html_theme_options = {"show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# The reference is what a room's __all__ lists; types stand in signatures alone.
+autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+default_role = "code"  # single backquotes in docstrings are code
+
+
+def document_data(app, what, name, thing, options, lines):
+    """Give a re-exported constant or alias the string that follows its assignment."""
+    if what != "data":
+        return
+    room, _, short = name.rpartition(".")
+    for module in [each for each in sys.modules if each.startswith(f"{room}.")]:
+        comments = ModuleAnalyzer.for_module(module).find_attr_docs()
+        if ("", short) in comments:
+            lines[:] = comments["", short]
+
+
+def setup(app):
+    """Connect what autodoc cannot find by itself."""
+    app.connect("autodoc-process-docstring", document_data)
