@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import ByteLevel
 
+from torchtune.data.sentencepiece_file import begin_with, sentencepiece_to_backend
 from torchtune.data.tokenizer_files import TokenizerFiles, write_tokenizer_files
 from torchtune.errors import ConfigError, DataError
 
@@ -71,6 +72,7 @@ class _Shared:
 
     bos_id: int | None
     eos_id: int | None
+    adds_bos: bool
     special_tokens: Mapping[str, int]
 
     def _set(self, files: TokenizerFiles, named: Mapping[str, int | None]) -> None:
@@ -85,6 +87,19 @@ class _Shared:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         return special_pattern(self.special_tokens)
+
+    def _config(self) -> dict[str, Any]:
+        """A tokenizer_config.json by which transformers takes tokenizer.json as it is.
+
+        By another class's name it puts that class's own way to split texts in place of the file's.
+        """
+        inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+        said = {"clean_up_tokenization_spaces": False, **inputs, **self.names, **self.files.config}
+        return {
+            **said,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": self.adds_bos,
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.files.folder or '')!r})"
@@ -108,6 +123,8 @@ class FastTokenizer(_Shared):
         added = backend.get_added_tokens_decoder()
         self.special_tokens = {t.content: i for i, t in sorted(added.items()) if t.special}
         self._set(files, {**files.model_ids, **named})
+        unnamed = {n: backend.id_to_token(i) for n, i in files.model_ids.items()}
+        self.names = {n: text for n, text in unnamed.items() if text} | dict(files.names)
         self.adds_bos = self._begins(backend)
         self.vocab_size = backend.get_vocab_size()
         backend.no_truncation()
@@ -170,12 +187,10 @@ class FastTokenizer(_Shared):
 
     def save(self, folder: str | Path) -> None:
         """Write the files that transformers loads, with `chat_template` as chat_template.jinja."""
-        write_tokenizer_files(self.files, Path(folder), self.chat_template)
+        write_tokenizer_files(self.files, Path(folder), self.chat_template, self._config())
         if not (Path(folder) / "tokenizer.json").is_file():
             ours, self._backend.post_processor = self._backend.post_processor, self._post
-            (Path(folder) / "tokenizer.json").write_bytes(
-                self._backend.to_str(pretty=True).encode()
-            )
+            (Path(folder) / "tokenizer.json").write_bytes(self._backend.to_str().encode())
             self._backend.post_processor = ours
 
 
@@ -251,16 +266,16 @@ class SentencePieceTokenizer(_Shared):
 
     def save(self, folder: str | Path) -> None:
         """Write the files that transformers loads, with `chat_template` as chat_template.jinja."""
-        defaults = {
-            "tokenizer_class": "LlamaTokenizer",
-            **self.names,
-            "add_bos_token": self.adds_bos,
-        }
-        config = {**defaults, **self.files.config}
-        files = TokenizerFiles(folder=self.files.folder, config=config)
-        write_tokenizer_files(files, Path(folder), self.chat_template)
-        path = Path(folder) / "tokenizer.model"
-        path.write_bytes(self._model.serialized_model_proto())
+        folder = Path(folder)
+        config = {"add_bos_token": self.adds_bos, **self._config()}
+        write_tokenizer_files(self.files, folder, self.chat_template, config)
+        (folder / "tokenizer.model").write_bytes(self._model.serialized_model_proto())
+        backend = sentencepiece_to_backend(self._model, self.special_tokens)
+        if backend is None:
+            return  # transformers converts the model itself, not always to the same ids
+        if self.adds_bos:
+            begin_with(backend, self.special_tokens, self.bos_id)
+        (folder / "tokenizer.json").write_bytes(backend.to_str().encode())
 
 
 def special_pattern(texts: Iterable[str]) -> re.Pattern[str]:

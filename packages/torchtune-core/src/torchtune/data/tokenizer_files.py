@@ -67,11 +67,19 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     )
 
 
-def write_tokenizer_files(files: TokenizerFiles, folder: Path, chat_template: str | None) -> None:
+def write_tokenizer_files(
+    files: TokenizerFiles, folder: Path, chat_template: str | None, config: Mapping[str, Any]
+) -> None:
     """Copy what transformers needs beside the vocabulary, with the template in use.
 
     The template goes into ``chat_template.jinja`` and nowhere else, so that no reader finds two.
     ``generation_config.json`` goes along, for it names the stop tokens; one that is there stays.
+
+    Args:
+        files: Where they come from.
+        folder: Where they go; it is made.
+        chat_template: The jinja source, if any.
+        config: What ``tokenizer_config.json`` is to say.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
@@ -84,8 +92,8 @@ def write_tokenizer_files(files: TokenizerFiles, folder: Path, chat_template: st
             and source.resolve() != (folder / name).resolve()
         ):
             (folder / name).write_bytes(source.read_bytes())
-    config = {key: value for key, value in files.config.items() if key != "chat_template"}
-    write_json(folder / "tokenizer_config.json", config)
+    said = {key: value for key, value in config.items() if key != "chat_template"}
+    write_json(folder / "tokenizer_config.json", said)
     if chat_template is not None:
         (folder / "chat_template.jinja").write_bytes(chat_template.encode())
 

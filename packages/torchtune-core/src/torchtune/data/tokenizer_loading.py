@@ -90,8 +90,7 @@ def llama3_tiktoken(path: str | Path) -> Tokenizer:
     names, ends = tiktoken_names()
     numbers = (backend.token_to_id(text) for text in ends)
     stop_ids = dict.fromkeys([*read.stop_ids, *(i for i in numbers if i is not None)])
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **read.config}
-    files = replace(read, names=names | dict(read.names), stop_ids=tuple(stop_ids), config=config)
+    files = replace(read, names=names | dict(read.names), stop_ids=tuple(stop_ids))
     return FastTokenizer(backend, files)
 
 
