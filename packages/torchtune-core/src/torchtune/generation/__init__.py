@@ -1,0 +1,8 @@
+"""Text from a model: a cache of keys and values, and sampling."""
+
+from torchtune.generation.cache import KVCache
+from torchtune.generation.generate import generate, stream
+from torchtune.generation.packing import pack_linears
+from torchtune.generation.sampling import sample
+
+__all__ = ["KVCache", "generate", "pack_linears", "sample", "stream"]

@@ -1,0 +1,179 @@
+"""Continue prompts token by token."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from torchtune.errors import ConfigError, Faults, TuneError
+from torchtune.generation.cache import KVCache
+from torchtune.generation.sampling import sample
+from torchtune.modules import Decoder
+
+__all__ = ["generate", "stream"]
+
+PREFILL = 512
+"""Prompt tokens of one forward: its logits are made for every token, and must not fill the memory."""
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_tokens: Collection[int] = (),
+) -> list[list[int]]:
+    """Continue each prompt; return the new tokens of each, without prompt and stop token.
+
+    Args:
+        model: The model; dropout is off while this runs.
+        prompts: Token ids of each row, at least one a row; lengths may differ.
+        max_new_tokens: At most so many a row; less where the model's positions end.
+        temperature: 0, the default, takes the likeliest token each time; above 0 draws (`sample`).
+        top_k: Draw among this many likeliest tokens.
+        top_p: Draw among the fewest likeliest tokens with this much probability.
+        seed: Of the draws; another one each time without it.
+        stop_tokens: A row ends when it comes to one of these.
+
+    Raises:
+        ConfigError: E-PROMPT for a prompt that is empty, too long or not of this vocabulary;
+            E-SAMPLING for a number out of range. All faults together.
+    """
+    steps = stream(
+        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+        top_p=top_p, seed=seed, stop_tokens=stop_tokens,
+    )  # fmt: skip
+    rows: list[list[int]] = [[] for _ in prompts]
+    for tokens in steps:
+        for row, token in zip(rows, tokens, strict=True):
+            if token is not None:
+                row.append(token)
+    return rows
+
+
+def stream(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_tokens: Collection[int] = (),
+) -> Iterator[list[int | None]]:
+    """Yield the next token of each row as it comes, None for rows that have ended.
+
+    Arguments and errors are those of `generate`; the errors come before the first token is asked for.
+    """
+    _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    generator = torch.Generator(_device(model))
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    room = model.max_positions - max(map(len, prompts))
+    return _steps(model, prompts, min(max_new_tokens, room), frozenset(stop_tokens), draw)
+
+
+def _steps(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    stop_tokens: Collection[int],
+    draw: Callable[[Tensor], Tensor],
+) -> Iterator[list[int | None]]:
+    tokens, mask = _left_padded(prompts, _device(model))
+    cache = KVCache.of(model, batch=len(prompts), capacity=tokens.shape[1] + limit)
+    ended = [False] * len(prompts)
+    was_training = model.training
+    model.eval()
+    try:
+        logits = _last_logits(model, tokens, mask, cache)
+        for step in range(limit):
+            chosen = draw(logits)
+            ids = chosen.tolist()
+            ended = [end or token in stop_tokens for end, token in zip(ended, ids, strict=True)]
+            if all(ended):
+                return
+            yield [None if end else token for end, token in zip(ended, ids, strict=True)]
+            if step + 1 < limit:
+                logits = _last_logits(model, chosen[:, None], None, cache)
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def _last_logits(model: Decoder, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+    """Return the logits `[batch, vocab]` of the last of `tokens [batch, seq]`."""
+    masks = [None] * tokens.shape[1] if mask is None else mask.split(PREFILL, 1)
+    for part, part_mask in zip(tokens.split(PREFILL, 1), masks, strict=False):
+        logits: Tensor = model(part, mask=part_mask, cache=cache)
+    return logits[:, -1]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Return ids `[batch, seq]`, and which are real where lengths differ."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(prompt) for prompt in prompts]
+    padded = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    tokens = torch.tensor(padded, device=device)
+    if not any(pads):
+        return tokens, None
+    return tokens, torch.arange(longest, device=device) >= torch.tensor(pads, device=device)[
+        :, None
+    ]
+
+
+def _device(model: Decoder) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _check(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    faults = [
+        fault for row, prompt in enumerate(prompts) for fault in _prompt_faults(model, row, prompt)
+    ]
+    rules = [
+        ("prompts", len(prompts), len(prompts) > 0, "at least 1"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+    ]
+    faults += [
+        ConfigError("E-SAMPLING", f"{key} is {value}, but must be {rule}", where=key)
+        for key, value, right, rule in rules
+        if not right
+    ]
+    if faults:
+        raise faults[0] if len(faults) == 1 else Faults(faults)
+
+
+def _prompt_faults(model: Decoder, row: int, prompt: Sequence[int]) -> list[TuneError]:
+    vocabulary = model.model.embed_tokens.num_embeddings
+    where = f"prompt {row}"
+    if not prompt:
+        return [ConfigError("E-PROMPT", "it has no tokens", where=where)]
+    if len(prompt) >= model.max_positions:
+        what = f"it has {len(prompt)} tokens; the model's {model.max_positions} positions are full"
+        return [ConfigError("E-PROMPT", what, where=where, do="shorten it")]
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        wrong = next(token for token in prompt if not 0 <= token < vocabulary)
+        what = f"token {wrong} is not among the model's {vocabulary}"
+        return [ConfigError("E-PROMPT", what, where=where, do="is the tokenizer this model's?")]
+    return []

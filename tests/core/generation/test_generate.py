@@ -1,0 +1,124 @@
+"""Generated tokens against transformers' and the recorded ones of a trained model."""
+
+import json
+
+import pytest
+import torch
+from torchtune.errors import ConfigError, Faults
+from torchtune.generation import generate, pack_linears, stream
+from transformers import AutoModelForCausalLM
+
+PROMPTS = [[5, 9, 200, 31], [7], [300, 2, 45, 6, 77, 8, 120], [11, 12]]
+
+
+def transformers_generate(folder, prompts, dtype=torch.float32, **options):
+    """Return the new tokens of transformers' generate on left-padded prompts."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
+    out = model.generate(tokens, attention_mask=mask, **options)
+    return out[:, width:].tolist()
+
+
+def test_greedy_tokens_of_a_trained_model_are_the_recorded_ones(shared, stories, load):
+    reference = json.loads((shared / "reference" / "stories260k.json").read_text())["prompts"]
+    model = load(stories)
+    wanted = [prompt["greedy"] for prompt in reference]
+    prompts = [prompt["ids"] for prompt in reference]
+    assert [generate(model, [p], max_new_tokens=32)[0] for p in prompts] == wanted
+    assert generate(model, prompts, max_new_tokens=32) == wanted
+
+
+@pytest.mark.parametrize("architecture", ["llama2", "llama3", "llama3_1", "llama3_2"])
+def test_greedy_tokens_of_a_padded_batch_are_those_of_transformers(
+    architecture, random_models, load, tmp_path
+):
+    random_models.write(architecture, tmp_path)
+    wanted = transformers_generate(tmp_path, PROMPTS, max_new_tokens=20)
+    assert generate(load(tmp_path), PROMPTS, max_new_tokens=20) == wanted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.7}, {"temperature": 1.3, "top_k": 20}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.6}],
+)  # fmt: skip
+def test_drawn_tokens_are_those_of_transformers_with_the_same_seed(options, stories, load):
+    options = {"temperature": 1.0, **options}
+    model = load(stories)
+    torch.manual_seed(11)
+    everything = {"top_k": 0, "top_p": 1.0, **options}
+    wanted = transformers_generate(
+        stories, PROMPTS, max_new_tokens=20, do_sample=True, **everything
+    )
+    state = torch.get_rng_state()
+    assert generate(model, PROMPTS, max_new_tokens=20, seed=11, **options) == wanted
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator is left alone
+
+
+def test_a_row_ends_before_its_stop_token_and_others_go_on(stories, load):
+    model, prompts = load(stories), [[1, 403, 407], [1, 410, 392, 261]]
+    free = generate(model, prompts, max_new_tokens=12)
+    stop = free[0][4]
+    wanted = [row[: row.index(stop)] if stop in row else row for row in free]
+    assert wanted[0] != free[0]
+    assert generate(model, prompts, max_new_tokens=12, stop_tokens={stop}) == wanted
+    steps = list(stream(model, prompts, max_new_tokens=12, stop_tokens=[stop]))
+    assert [[t for t in row if t is not None] for row in zip(*steps, strict=True)] == wanted
+
+
+def test_long_prompts_go_in_by_parts_and_end_with_the_models_positions(
+    random_models, load, tmp_path
+):
+    random_models.write("llama3", tmp_path)
+    model = load(tmp_path)
+    model.max_positions = 1300
+    generator = torch.Generator().manual_seed(0)
+    long = torch.randint(512, (1290,), generator=generator).tolist()
+    prompts = [long, long[:700]]
+    wanted = transformers_generate(tmp_path, prompts, max_new_tokens=10)
+    assert generate(model, prompts, max_new_tokens=50) == wanted
+
+
+def test_packed_layers_give_the_same_tokens_in_bf16_and_change_nothing_in_fp32(stories, load):
+    prompts = [[1, 403, 407], [1, 410, 392, 261]]
+    wanted = generate(load(stories, torch.bfloat16), prompts, max_new_tokens=20)
+    packed = pack_linears(load(stories, torch.bfloat16))
+    assert generate(packed, prompts, max_new_tokens=20) == wanted
+    model = load(stories)
+    keys = set(model.state_dict())
+    assert set(pack_linears(model).state_dict()) == keys
+
+
+def test_dropout_is_off_while_generating_and_back_afterwards(stories, load):
+    model = load(stories).train()
+    model.model.norm.register_forward_hook(lambda norm, args, out: seen.append(norm.training))
+    seen: list[bool] = []
+    generate(model, [[1]], max_new_tokens=2)
+    assert seen == [False, False]
+    assert model.training and all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "prompts is 0"),
+        ([[1], []], {}, "no tokens\n  at prompt 1"),
+        ([[1] * 512], {}, "512 tokens; the model's 512 positions are full"),
+        ([[1, 512]], {}, "token 512 is not among the model's 512"),
+        ([[1, -1]], {}, "token -1"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ([[1]], {"temperature": -0.1}, "temperature is -0.1"),
+        ([[1]], {"top_k": 0}, "top_k is 0"),
+        ([[1]], {"top_p": 0.0}, "top_p is 0"),
+        ([[1]], {"top_p": 1.1}, "top_p is 1.1"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_the_first_token(
+    prompts, options, message, stories, load
+):
+    with pytest.raises(ConfigError, match=message):
+        stream(load(stories), prompts, **options)
+    with pytest.raises(Faults, match="temperature"):
+        stream(load(stories), [[]], temperature=-1.0)
