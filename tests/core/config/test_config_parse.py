@@ -1,59 +1,17 @@
 """Params, YAML and command line: which value wins, and what a wrong one is told."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pytest
 import torch
-from torchtune.config import MISSING, Component, TuneArgumentParser, build, checks
-from torchtune.errors import ConfigError, MissingError, TuneError
-
-
-@dataclass
-class Params:
-    """A small training run."""
-
-    # --- model ---
-    model: Component = "torch.nn.Identity"
-    dataset: Component = MISSING
-    dataset_val: Annotated[Component | None, "dataset"] = None
-    # --- optimizer ---
-    optimizer: Component = field(default_factory=lambda: {"_component_": "sgd", "lr": 0.5})
-    lr_scheduler: Component | None = None
-    batch_size: int = 8  # rows of one micro-batch
-    # Where the results go.
-    output_dir: str = "./out"
-    noise: float = 1.0
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    packed: bool = False
-    max_steps: int | None = None
-    targets: str | list[str] = "all-linear"
-
-    def __post_init__(self) -> None:
-        with checks(self) as check:
-            check.at_least("batch_size", 1)
-            check.that(not self.packed or self.max_steps != 7, "packed", "not 7 steps packed")
-
+from torchtune.config import TuneArgumentParser, build
+from torchtune.errors import ConfigError, MissingError
 
 DATA = {"_component_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
-DATA_YAML = "dataset: {_component_: torch.nn.Linear, in_features: 1, out_features: 1}\n"
 
 
-def parse(tmp_path: Path, text: str = "", *words: str) -> Params:
-    file = tmp_path / "run.yaml"
-    file.write_text(DATA_YAML + text, encoding="utf-8")
-    return TuneArgumentParser(Params).parse_args(["--config", str(file), *words])
-
-
-def faults(tmp_path: Path, text: str = "", *words: str) -> list[TuneError]:
-    with pytest.raises(TuneError) as caught:
-        parse(tmp_path, text, *words)
-    return getattr(caught.value, "faults", [caught.value])
-
-
-def test_command_line_goes_before_yaml_and_yaml_before_the_default(tmp_path):
-    params = parse(tmp_path, "batch_size: 4\nnoise: 2\n", "batch_size=2")
+def test_command_line_goes_before_yaml_and_yaml_before_the_default(parse):
+    params = parse("batch_size: 4\nnoise: 2\n", "batch_size=2")
     assert (params.batch_size, params.noise, params.dtype) == (2, 2.0, "bf16")
     assert params.dataset == DATA and params.model == {"_component_": "torch.nn.Identity"}
 
@@ -80,31 +38,30 @@ def test_command_line_goes_before_yaml_and_yaml_before_the_default(tmp_path):
         (["--max-steps", "1e3"], "max_steps", 1000),
     ],
 )
-def test_a_word_of_the_command_line_sets_its_key(tmp_path, words, key, value):
-    found = getattr(parse(tmp_path, "", *words), key)
+def test_a_word_of_the_command_line_sets_its_key(parse, words, key, value):
+    found = getattr(parse("", *words), key)
     assert found == value and type(found) is type(value)
 
 
-def test_naming_another_component_drops_the_arguments_of_the_old_one(tmp_path):
+def test_naming_another_component_drops_the_arguments_of_the_old_one(parse):
     yaml = "optimizer: {_component_: torch.optim.Adagrad, lr_decay: 0.1}\n"
-    params = parse(tmp_path, yaml, "optimizer=sgd", "optimizer.lr=1e-4")
+    params = parse(yaml, "optimizer=sgd", "optimizer.lr=1e-4")
     assert params.optimizer == {"_component_": "sgd", "lr": 1e-4}
 
 
-def test_arguments_alone_change_the_default_component(tmp_path):
-    params = parse(tmp_path, "optimizer: {momentum: 1}\n", "--optimizer.nesterov", "true")
+def test_arguments_alone_change_the_default_component(parse):
+    params = parse("optimizer: {momentum: 1}\n", "--optimizer.nesterov", "true")
     wanted = {"_component_": "sgd", "lr": 0.5, "momentum": 1.0, "nesterov": True}
     assert params.optimizer == wanted
 
 
-def test_a_deleted_argument_goes_back_to_the_signature(tmp_path):
-    params = parse(tmp_path, "optimizer: {momentum: 1}\n", "~optimizer.momentum")
+def test_a_deleted_argument_goes_back_to_the_signature(parse):
+    params = parse("optimizer: {momentum: 1}\n", "~optimizer.momentum")
     assert params.optimizer == {"_component_": "sgd", "lr": 0.5}
 
 
-def test_all_faults_come_at_once_with_file_and_line(tmp_path):
+def test_all_faults_come_at_once_with_file_and_line(faults):
     found = faults(
-        tmp_path,
         "batch_sze: 3\n"
         "batch_size: four\n"
         "noise: 1\n"
@@ -133,32 +90,31 @@ def test_all_faults_come_at_once_with_file_and_line(tmp_path):
     assert {fault.exit_code for fault in found} == {2}
 
 
-def test_checks_of_values_name_the_line_of_their_key(tmp_path):
-    found = faults(tmp_path, "packed: true\nmax_steps: 7\nbatch_size: 0\nnose: 1\n")
-    assert [fault.code for fault in found].count("E-CONFIG-VALUE") == 2
-    assert "batch_size, " in found[1].where and found[1].where.endswith("run.yaml:4")
-    assert found[2].where.endswith("run.yaml:2")
+def test_checks_of_values_name_the_line_of_their_key(faults):
+    found = faults("packed: true\nmax_steps: 7\nbatch_size: 0\nnose: 1\n")
+    assert [fault.code[-5:] for fault in found] == ["VALUE", "VALUE", "G-KEY"]
+    assert found[0].where.endswith("run.yaml:2") and found[1].where.endswith("run.yaml:4")
 
 
-def test_a_required_key_is_asked_for():
+def test_a_required_key_is_asked_for(params_class):
     with pytest.raises(ConfigError, match="'dataset' must be given"):
-        TuneArgumentParser(Params).parse_args([])
+        TuneArgumentParser(params_class).parse_args([])
 
 
-def test_arguments_without_a_component_are_refused(tmp_path):
-    (fault,) = faults(tmp_path, "", "lr_scheduler.step_size=1")
+def test_arguments_without_a_component_are_refused(faults):
+    (fault,) = faults("", "lr_scheduler.step_size=1")
     assert "lr_scheduler=NAME" in fault.do
 
 
-def test_a_missing_config_file_exits_3():
+def test_a_missing_config_file_exits_3(params_class):
     with pytest.raises(MissingError) as caught:
-        TuneArgumentParser(Params).parse_args(["--config", "nowhere.yaml"])
+        TuneArgumentParser(params_class).parse_args(["--config", "nowhere.yaml"])
     assert caught.value.exit_code == 3
 
 
-def test_help_lists_keys_with_docs_sections_and_defaults(capsys):
+def test_help_lists_keys_with_docs_sections_and_defaults(capsys, params_class):
     with pytest.raises(SystemExit) as caught:
-        TuneArgumentParser(Params).parse_args(["--help"])
+        TuneArgumentParser(params_class).parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "--batch-size VALUE rows of one micro-batch [an integer; default 8]" in text

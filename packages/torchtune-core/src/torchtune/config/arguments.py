@@ -92,11 +92,8 @@ def _is_bool(key: Key | None) -> bool:
 
 def _stray(word: str, keys: Mapping[str, Key]) -> ConfigError:
     name = word.lstrip("-").partition("=")[0]
-    near = nearest(name, [*keys, *OWN])
-    what = f"'{word}' is not understood"
-    return ConfigError(
-        "E-ARGUMENT",
-        what,
-        where=COMMAND_LINE,
-        do=near or "settings are key=value, ~key or --key value",
-    )
+    do = nearest(name, [*keys, *OWN]) or "settings are key=value, ~key or --key value"
+    if word.endswith((".yaml", ".yml")):
+        do = f"a config is given as --config {word}"
+    what = f"{word!r} is not understood"
+    return ConfigError("E-ARGUMENT", what, where=COMMAND_LINE, do=do)

@@ -38,7 +38,7 @@ def name_source(node: Node) -> ConfigError | None:
         node.value = {COMPONENT: rows, "source": name, **_arguments(node)}
         node.text = ""
         return None
-    what = f"'{text}' is no existing path, no registered data set ({', '.join(names)}), no hub id"
+    what = f"{text!r} is no existing path, no registered data set ({', '.join(names)}), no hub id"
     return ConfigError("E-CONFIG-DATASET", what, where=name.where, do=nearest(text, names))
 
 

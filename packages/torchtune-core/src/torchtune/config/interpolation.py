@@ -58,7 +58,7 @@ def _refused(text: str) -> ConfigError | None:
     bare = ESCAPED.sub("", text)
     secret = [name for name in SIMPLE.findall(bare) if name and name not in ENVIRONMENT]
     if "${" in SIMPLE.sub("", bare) or "\\\\${" in text:  # two backslashes escape one another
-        what = f"unknown interpolation in '{text}'; known are ${{key}} and ${{oc.env:NAME}}"
+        what = f"unknown interpolation in {text[:80]!r}; known are ${{key}} and ${{oc.env:NAME}}"
         return ConfigError("E-CONFIG-INTERPOLATION", what, do=r"write \${ to mean the text itself")
     if secret:
         what = f"a config may not read ${secret[0]}; it may read {', '.join(ENVIRONMENT)}"

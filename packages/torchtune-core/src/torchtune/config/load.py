@@ -1,5 +1,7 @@
 """From YAML and command line to a Params object, or to every fault that they have."""
 
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,13 +37,15 @@ def load(
     if path is not None:
         layer, found = read_file(path)
         faults += found
+        if layer.value is UNREAD:  # nothing can be said of keys that may stand in it
+            return None, faults, draft.values
         draft.add(layer)
     for name, value in arguments.changes:
         draft.change(name, value)
     faults += draft.faults + interpolate(draft.values)
     values, wrong = _typed(draft.values, keys)
     made, faults = _made(params, draft.values, values, faults + wrong)
-    return made, faults, draft.values
+    return made, sorted(faults, key=_order), draft.values
 
 
 def _typed(nodes: dict[str, Node], keys: dict[str, Key]) -> tuple[dict[str, Any], list[TuneError]]:
@@ -126,6 +130,12 @@ def placed(fault: TuneError, nodes: dict[str, Node]) -> TuneError:
     if node is not None and node.where:
         fault.where = f"{fault.where}, {node.where}"
     return fault
+
+
+def _order(fault: TuneError) -> tuple[int, int]:
+    """Faults of the config before what is missing here; by line, the command line's last."""
+    line = re.search(r":(\d+)$", fault.where)
+    return fault.exit_code, int(line[1]) if line else sys.maxsize
 
 
 def raised(faults: Sequence[TuneError]) -> TuneError:

@@ -48,7 +48,7 @@ class Draft:
 
     def _put(self, name: str, node: Node, where: str) -> None:
         if name not in self.keys:
-            what = f"there is no key '{name}'"
+            what = f"there is no key {name!r}"
             near = nearest(name, self.keys)
             self.faults.append(ConfigError("E-CONFIG-KEY", what, where=where, do=near))
             return
@@ -56,7 +56,7 @@ class Draft:
             node = bare(node)
             old = self.values[name]
             if _is_arguments(node) and not (isinstance(old.value, dict) and COMPONENT in old.value):
-                what = f"'{name}' has arguments but no component"
+                what = f"{name!r} has arguments but no component"
                 do = f"name one: {name}=NAME"
                 self.faults.append(ConfigError("E-CONFIG-KEY", what, where=where, do=do))
                 return
@@ -65,7 +65,7 @@ class Draft:
     def _delete(self, name: str, rest: list[str], path: str) -> None:
         where = f"~{path}, {COMMAND_LINE}"
         if name not in self.keys:
-            what, near = f"there is no key '{name}' to delete", nearest(name, self.keys)
+            what, near = f"there is no key {name!r} to delete", nearest(name, self.keys)
             self.faults.append(ConfigError("E-CONFIG-KEY", what, where=where, do=near))
             return
         if not rest:
@@ -78,7 +78,7 @@ class Draft:
             inner = holder.value.get(part) if isinstance(holder.value, dict) else None
             holder = inner or Node(None)
         if not isinstance(holder.value, dict) or rest[-1] not in holder.value:
-            what = f"there is no '{path}' to delete"
+            what = f"there is no {path!r} to delete"
             self.faults.append(ConfigError("E-CONFIG-KEY", what, where=where))
             return
         del holder.value[rest[-1]]

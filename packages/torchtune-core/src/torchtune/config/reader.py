@@ -95,6 +95,8 @@ _adapt(ConfigDumper)
 def read_file(path: str | Path) -> tuple[Node, list[TuneError]]:
     """Read a config file; return its mapping and every fault of its text.
 
+    Where the text as a whole is no mapping, the node's value is `UNREAD`.
+
     Raises:
         MissingError: There is no such file.
     """
@@ -104,11 +106,13 @@ def read_file(path: str | Path) -> tuple[Node, list[TuneError]]:
     data = path.read_bytes()
     if len(data) > MAX_BYTES:
         fault = f"a config of {len(data)} bytes; at most {MAX_BYTES} are read"
-        return Node({}), [ConfigError("E-CONFIG-YAML", fault, where=str(path))]
+        return Node(UNREAD), [ConfigError("E-CONFIG-YAML", fault, where=str(path))]
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return Node({}), [ConfigError("E-CONFIG-YAML", f"not UTF-8 text: {error}", where=str(path))]
+        return Node(UNREAD), [
+            ConfigError("E-CONFIG-YAML", f"not UTF-8 text: {error}", where=str(path))
+        ]
     return read_text(text, str(path))
 
 
@@ -122,16 +126,16 @@ def read_text(text: str, name: str) -> tuple[Node, list[TuneError]]:
         walk = _Walk(loader, name)
         node = walk.node(root, 0)
     except yaml.YAMLError as error:
-        return Node({}, name), [_syntax_fault(error, name)]
+        return Node(UNREAD, name), [_syntax_fault(error, name)]
     except RecursionError:
         what = "brackets nested too deeply to read"
-        return Node({}, name), [ConfigError("E-CONFIG-YAML", what, where=name)]
+        return Node(UNREAD, name), [ConfigError("E-CONFIG-YAML", what, where=name)]
     finally:
         loader.dispose()
     if not isinstance(node.value, dict) and not walk.faults:
         what = f"a config is a mapping of keys to values, not {type(node.value).__name__}"
         walk.faults.append(ConfigError("E-CONFIG-YAML", what, where=node.where))
-    return (node if isinstance(node.value, dict) else Node({}, name)), walk.faults
+    return (node if isinstance(node.value, dict) else Node(UNREAD, name)), walk.faults
 
 
 def read_value(text: str, where: str = COMMAND_LINE) -> Node:
@@ -160,15 +164,15 @@ def _syntax_fault(error: yaml.YAMLError, name: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
     where = f"{name}:{mark.line + 1}" if mark else name
-    return ConfigError("E-CONFIG-YAML", f"not YAML: {what}", where=where)
+    what = what if isinstance(error, _Limit) else f"not YAML: {what}"
+    return ConfigError("E-CONFIG-YAML", what, where=where)
 
 
-class _TooMany(yaml.YAMLError):
-    problem = f"more than {MAX_NODES} values once its aliases are written out"
+class _Limit(yaml.MarkedYAMLError):
+    """A text that would take too much to read."""
 
-
-class _TooDeep(yaml.YAMLError):
-    problem = f"nested more than {MAX_DEPTH} deep, or an alias that holds itself"
+    def __init__(self, problem: str, node: yaml.Node) -> None:
+        super().__init__(problem=problem, problem_mark=node.start_mark)
 
 
 class _Walk:
@@ -181,9 +185,9 @@ class _Walk:
     def node(self, node: yaml.Node, depth: int) -> Node:
         self.count += 1
         if self.count > MAX_NODES:
-            raise _TooMany
+            raise _Limit(f"more than {MAX_NODES} values once aliases are written out", node)
         if depth > MAX_DEPTH:
-            raise _TooDeep
+            raise _Limit(f"nested more than {MAX_DEPTH} deep, or an alias that holds itself", node)
         where = self.place(node)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, depth, where)
@@ -214,7 +218,7 @@ class _Walk:
                 self.fault(key, "a key must be a word")
             elif name in result.value:
                 first = result.lines[name]
-                self.fault(key, f"the key '{name}' stands twice, first at {first}")
+                self.fault(key, f"the key {name!r} stands twice, first at {first}")
             else:
                 result.value[name] = self.node(value, depth + 1)
                 result.lines[name] = self.place(key)
@@ -236,7 +240,8 @@ class _Walk:
     def known(self, node: yaml.Node, *kinds: str) -> bool:
         if node.tag in {f"tag:yaml.org,2002:{kind}" for kind in kinds}:
             return True
-        self.fault(node, f"the tag '{node.tag}' is not allowed: a config holds plain values only")
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        self.fault(node, f"the tag {tag!r} is not allowed: a config holds plain values only")
         return False
 
     def fault(self, node: yaml.Node, what: str) -> None:

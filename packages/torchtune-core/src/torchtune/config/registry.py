@@ -126,7 +126,7 @@ def _import(module: str, name: str) -> ModuleType:
 def _attribute(owner: Any, attribute: str, name: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(owner, part):
-            what = f"'{name}' names nothing: there is no '{part}' in {owner.__name__}"
+            what = f"{name!r} names nothing: there is no '{part}' in {owner.__name__}"
             raise ConfigError("E-COMPONENT-NAME", what, do=nearest(part, dir(owner)))
         owner = getattr(owner, part)
     return owner
@@ -135,12 +135,12 @@ def _attribute(owner: Any, attribute: str, name: str) -> Any:
 def _unknown(slot: str, name: str) -> ConfigError:
     names = allowed_names(slot)
     known = f"there are {', '.join(names)}" if names else "none is registered"
-    what = f"no {slot} is called '{name}'; {known}, or a dotted path such as torch.optim.SGD"
+    what = f"no {slot} is called {name!r}; {known}, or a dotted path such as torch.optim.SGD"
     return ConfigError("E-COMPONENT-NAME", what, do=nearest(name, names))
 
 
 def _refused(name: str, why: str, do: str = "") -> ConfigError:
-    return ConfigError("E-COMPONENT-REFUSED", f"a config may not name '{name}': {why}", do=do)
+    return ConfigError("E-COMPONENT-REFUSED", f"a config may not name {name!r}: {why}", do=do)
 
 
 def _inside(module: str, namespaces: tuple[str, ...]) -> bool:

@@ -28,6 +28,7 @@ TAKES_FIRST = {
     "optimizer": "the parameters",
     "lr_scheduler": "the optimizer",
 }  # slots whose first parameter every recipe passes itself
+KNOWN = {*TAKES_FIRST, "model", "tokenizer", "dataset", "loss", "profiler", "metric_logger"}
 RUNTIME = frozenset({"model", "tokenizer", "world", "optimizer", "num_training_steps"})
 
 
@@ -38,11 +39,13 @@ class Signature:
     Args:
         parameters: By name, in order; without the first one where the recipe passes it.
         first: The name of the parameter that the recipe passes; empty if there is none.
+        maybe_first: The first one in a slot that is a recipe's own, which it may pass or not.
         open: Whether any other name is taken too (``**kwargs``).
     """
 
     parameters: dict[str, inspect.Parameter]
     first: str
+    maybe_first: str
     open: bool
 
 
@@ -79,7 +82,8 @@ def _signature(slot: str, found: inspect.Signature) -> Signature:
         for p in ordered
         if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY) and p.name != first
     }
-    return Signature(named, first, any(p.kind is p.VAR_KEYWORD for p in ordered))
+    maybe_first = positional[0].name if positional and slot not in KNOWN else ""
+    return Signature(named, first, maybe_first, any(p.kind is p.VAR_KEYWORD for p in ordered))
 
 
 def check_component(
@@ -180,4 +184,5 @@ def _missing(
         and word not in given
         and word not in offered
         and word not in RUNTIME
+        and word != signature.maybe_first
     ]

@@ -196,7 +196,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _of_partial(tree: ast.Module, found: ast.stmt) -> inspect.Signature | None:
-    """``name = partial(function, **sizes)``: what the function needs is taken to be given."""
+    """``name = partial(function, **sizes)``: any argument may be given there, so no default is known."""
     call = getattr(found, "value", None)
     if (
         not isinstance(call, ast.Call)
@@ -212,10 +212,9 @@ def _of_partial(tree: ast.Module, found: ast.stmt) -> inspect.Signature | None:
     whole = _signature(tree, inner)
     if whole is None:
         return None
-    empty = inspect.Parameter.empty
     return whole.replace(
         parameters=[
-            p.replace(default=UNWRITTEN) if p.default is empty and p.kind is p.KEYWORD_ONLY else p
+            p.replace(default=UNWRITTEN) if p.kind is p.KEYWORD_ONLY else p
             for p in whole.parameters.values()
         ]
     )

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torchtune.config.arguments import read_arguments
 from torchtune.config.files import lacks_files
-from torchtune.config.load import load, placed
+from torchtune.config.load import load, placed, raised
 from torchtune.config.merge import RECIPE
 from torchtune.config.names import nearest
-from torchtune.config.reader import Node, read_file
+from torchtune.config.reader import UNREAD, Node, read_file
 from torchtune.config.recipe_file import read_params
 from torchtune.config.registry import trust, trust_recipe
 from torchtune.config.schema import keys_of
@@ -32,7 +32,9 @@ def choose_recipe(config: str | Path, recipes: Mapping[str, str | Path]) -> str:
         ConfigError: The file names no such recipe, or fits none, or several equally well.
         MissingError: There is no such file.
     """
-    root, _ = read_file(config)
+    root, faults = read_file(config)
+    if root.value is UNREAD:
+        raise raised(faults)
     named = root.value.get(RECIPE)
     if named is not None:
         return _named(named, recipes)

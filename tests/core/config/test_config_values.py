@@ -1,0 +1,111 @@
+"""Types of values and the meaning of a data set's name, case by case."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import pytest
+from torchtune.config.convert import Converted, convert
+from torchtune.config.reader import read_value
+
+BAD = object()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("3", int, 3),
+        ("3.0", int, 3),
+        ("2.5", int, BAD),
+        ("true", int, BAD),
+        ("three", int, BAD),
+        ("3", float, 3.0),
+        ("1e-5", float, 1e-5),
+        (".inf", float, float("inf")),
+        (".inf", int, BAD),
+        ("true", float, BAD),
+        ("yes", bool, True),
+        ("1", bool, BAD),
+        ("'yes'", bool, BAD),
+        ("null", str, BAD),
+        ("None", Optional[str], None),  # noqa: UP045 - both spellings are met
+        ("None", str | None, None),
+        ("07", str, "07"),
+        ("true", str, BAD),
+        ("[1]", str, BAD),
+        ("auto", bool | str | None, "auto"),
+        ("false", bool | str | None, False),
+        ("bf16", Literal["bf16", "fp32"], "bf16"),
+        ("bf61", Literal["bf16", "fp32"], BAD),
+        ("1", Literal[1, 2], 1),
+        ("true", Literal[1, 2], BAD),
+        ("[1, 2]", list[int], [1, 2]),
+        ("[1, x]", list[int], BAD),
+        ("a", list[str], BAD),
+        ("[a]", Sequence[str], ["a"]),
+        ("[1, 2]", tuple[float, float], (1.0, 2.0)),
+        ("[1]", tuple[float, float], BAD),
+        ("[1, 2, 3]", tuple[int, ...], (1, 2, 3)),
+        ("{a: 1}", dict[str, float], {"a": 1.0}),
+        ("{a: b}", dict[str, float], BAD),
+        ("a/b", Path, Path("a/b")),
+        ("{a: [1]}", Any, {"a": [1]}),
+        ("all", str | list[str], "all"),
+        ("[q, v]", str | list[str], ["q", "v"]),
+    ],
+)
+def test_a_value_becomes_the_type_or_a_fault(text, kind, value):
+    into = Converted()
+    found = convert(read_value(text), kind, "key", into)
+    if value is BAD:
+        assert into.faults and into.faults[0].code == "E-CONFIG-TYPE"
+        assert "'key" in into.faults[0].what and "found" in into.faults[0].what
+    else:
+        assert not into.faults and found == value and type(found) is type(value)
+
+
+def test_a_fault_inside_a_list_names_its_place():
+    into = Converted()
+    convert(read_value("[{a: 1}, {a: x}]"), list[dict[str, int]], "key", into)
+    (fault,) = into.faults
+    assert fault.where == "key[1].a, command line" and "an integer, found 'x'" in fault.what
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in, with one file and one folder that is called like a component."""
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    (tmp_path / "alpaca").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("mine.jsonl", {"_component_": "rows", "source": "mine.jsonl"}),
+        ("./absent.jsonl", {"_component_": "rows", "source": "./absent.jsonl"}),
+        ("absent.jsonl", {"_component_": "rows", "source": "absent.jsonl"}),
+        ("tatsu-lab/alpaca", {"_component_": "rows", "source": "tatsu-lab/alpaca"}),
+        ("alpaca_cleaned", {"_component_": "alpaca_cleaned"}),
+        ("alpaca", {"_component_": "rows", "source": "alpaca"}),
+        ("torch.nn.Identity", {"_component_": "torch.nn.Identity"}),
+    ],
+)
+def test_a_dataset_is_a_path_then_a_name_then_a_hub_id(parse, here, word, wanted):
+    assert parse("", "--dataset", word).dataset == wanted
+    assert parse(f"dataset_val: {word}\n").dataset_val == wanted
+
+
+def test_arguments_stay_with_a_dataset_given_as_a_path(parse, here):
+    found = parse("", "--dataset", "mine.jsonl", "dataset.train_on=last").dataset
+    assert found == {"_component_": "rows", "source": "mine.jsonl", "train_on": "last"}
+
+
+def test_a_component_written_out_is_no_path(parse, here):
+    assert parse("dataset_val: {_component_: alpaca}\n").dataset_val == {"_component_": "alpaca"}
+
+
+def test_an_unknown_dataset_names_all_three_ways(faults, here):
+    (fault,) = faults("", "dataset=alpca")
+    assert all(word in fault.what for word in ("existing path", "alpaca_cleaned", "hub id"))
+    assert fault.do == "did you mean 'alpaca'?"
