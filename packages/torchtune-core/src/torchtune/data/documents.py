@@ -1,5 +1,6 @@
 """Tokenized documents, held as a few flat tensors so that millions of them fit in memory."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -126,6 +127,13 @@ class Documents:
         """Return how many tokens are predicted and trained; a document's first never is."""
         starts = self.offsets[:-1][self.lengths > 0]
         return int(self.trained.sum()) - int(self.trained[starts].sum())
+
+    def digest(self) -> str:
+        """Return a sha256 over tokens, what is trained, and where documents begin."""
+        total = hashlib.sha256()
+        for tensor in (self.tokens, self.trained, self.offsets):
+            total.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return total.hexdigest()
 
     def where(self, index: int) -> str:
         """Return the ``file:line`` that document `index` was made from."""

@@ -74,6 +74,25 @@ class Steps:
         self.per_epoch: int = min(whole, max_steps_per_epoch or whole)
         """Optimizer steps of one epoch."""
 
+    def total(self, *, epochs: int | None = None, max_steps: int | None = None) -> int:
+        """Return the optimizer steps of a run: what ends first, one epoch where neither is given."""
+        by_epochs = epochs * self.per_epoch if epochs else None
+        return min(filter(None, (by_epochs, max_steps)), default=self.per_epoch)
+
+    def identity(self) -> dict[str, int | bool | str]:
+        """Return what the rows of each step follow from: equal identities, equal steps.
+
+        The number of processes is not in it, only the rows that all take together in a step.
+        """
+        return {
+            "data_sha256": self.documents.digest(),
+            "rows_per_step": self._step * (self.batch_size if self._packing else 1),
+            "steps_per_epoch": self.per_epoch,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "packed": self._packing is not None,
+        }
+
     def after(self, progress: HasStep | None = None) -> Iterator[list[Batch]]:
         """Yield one list of micro-batches an optimizer step, epoch after epoch, without an end.
 

@@ -1,7 +1,7 @@
 """Parts of a training loop: the step, schedules, progress, loggers, memory."""
 
 from torchtune.training.activations import checkpoint_activations, compile_blocks
-from torchtune.training.environment import file_digest, record_environment
+from torchtune.training.environment import data_digests, file_digest, record_environment
 from torchtune.training.initialise import init_weights
 from torchtune.training.loggers import JsonlLogger, Logger
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
@@ -9,6 +9,8 @@ from torchtune.training.optimizers import adamw
 from torchtune.training.plot import plot_loss
 from torchtune.training.profiling import torch_profiler
 from torchtune.training.progress import Progress, StepMetrics
+from torchtune.training.resume import check_resumed
+from torchtune.training.run_log import RunLog
 from torchtune.training.schedules import (
     constant_schedule,
     cosine_schedule,
@@ -24,13 +26,16 @@ __all__ = [
     "Logger",
     "MemoryPlan",
     "Progress",
+    "RunLog",
     "StepMetrics",
     "StopSignal",
     "adamw",
+    "check_resumed",
     "checkpoint_activations",
     "compile_blocks",
     "constant_schedule",
     "cosine_schedule",
+    "data_digests",
     "evaluate",
     "explain_out_of_memory",
     "file_digest",

@@ -6,12 +6,13 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["file_digest", "record_environment"]
+__all__ = ["data_digests", "file_digest", "record_environment"]
 
 PACKAGES = ("torchtune-core", "torchtune-recipes", "torch", "tokenizers", "safetensors", "datasets")
 
@@ -47,6 +48,17 @@ def file_digest(path: str | Path) -> str | None:
             while block := content.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def data_digests(*datasets: Any) -> dict[str, str | None]:
+    """Return the sha256 of the local files that dataset components read, by their `source`.
+
+    Args:
+        *datasets: Components as a recipe's Params hold them; None where there is none.
+    """
+    found = [dataset.get("source") for dataset in datasets if isinstance(dataset, Mapping)]
+    listed = [s for source in found for s in (source if isinstance(source, list) else [source])]
+    return {str(s): file_digest(s) for s in listed if s and Path(s).exists()}
 
 
 def _version(package: str) -> str | None:

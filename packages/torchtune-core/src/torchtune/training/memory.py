@@ -20,12 +20,16 @@ class MemoryPlan:
     """Bytes that training takes on one process.
 
     Args:
+        parameters: How many numbers the whole model has.
+        trained: How many of them are trained.
         weights: Parameters, trainable and frozen.
         gradients: Of the trainable parameters.
         optimizer: Two running means of each trainable parameter, as AdamW keeps.
         activations: What forward keeps for backward of one micro-batch; an estimate.
     """
 
+    parameters: int
+    trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -63,11 +67,14 @@ def plan_memory(
         head_tokens: Positions whose logits exist at once, in fp32.
     """
     parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    trainable = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    trainable = sum(p.numel() * p.element_size() for p in trained)
     width = _kept_per_token(model, recompute) * parameters[0].element_size()
     vocab = max(p.shape[0] for p in parameters)
     return MemoryPlan(
+        parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in trained),
         weights=weights // processes,
         gradients=trainable // processes,
         optimizer=2 * trainable // processes,

@@ -12,14 +12,22 @@ class StepMetrics:
     Args:
         loss: Mean over the step's supervised tokens, in nats.
         grad_norm: 2-norm of the whole gradient before clipping.
+        lr: Learning rate of the step.
         tokens: Real tokens.
         supervised_tokens: Tokens that trained.
+        tokens_per_second: Real tokens over `seconds`.
+        peak_memory_bytes: The most that any process has held so far.
+        seconds: From the first forward to the end of the update.
     """
 
     loss: float
     grad_norm: float
+    lr: float
     tokens: int
     supervised_tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)

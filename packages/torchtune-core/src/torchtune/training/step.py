@@ -1,6 +1,7 @@
 """One optimizer step."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchtune.data import Batch
 from torchtune.distributed import World, clip_grad_norm, sync_gradients
 from torchtune.errors import TuneError
+from torchtune.training.memory import peak_memory
 from torchtune.training.progress import StepMetrics
 
 __all__ = ["evaluate", "train_step"]
@@ -40,7 +42,7 @@ def train_step(
     number of micro-batches nor that of processes changes the gradient.
 
     Args:
-        model: Called as `model(batch, loss=loss)`; a Decoder, sharded or not.
+        model: Called as `model(batch, loss=loss)`; a Decoder, sharded or not. Put in training mode.
         optimizer: Holds the trainable parameters; its gradients are freed at the end.
         batches: This rank's micro-batches of the step; every rank has as many.
         world: The processes.
@@ -51,6 +53,8 @@ def train_step(
     Raises:
         TuneError: The loss or the gradient is not finite; the weights are those before the step.
     """
+    began, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
+    model.train()
     supervised = world.sum(sum(batch.supervised for batch in batches))
     sums = [
         _backward(model, batch, loss, supervised, batch is batches[-1], world) for batch in batches
@@ -68,7 +72,17 @@ def train_step(
         scheduler.step()
     optimizer.zero_grad(set_to_none=True)
     tokens = world.sum(sum(batch.num_tokens for batch in batches))
-    return StepMetrics(loss=total, grad_norm=norm, tokens=tokens, supervised_tokens=supervised)
+    seconds = time.perf_counter() - began
+    return StepMetrics(
+        loss=total,
+        grad_norm=norm,
+        lr=lr,
+        tokens=tokens,
+        supervised_tokens=supervised,
+        tokens_per_second=tokens / seconds,
+        peak_memory_bytes=world.max(peak_memory(world.device)),
+        seconds=seconds,
+    )
 
 
 def _backward(

@@ -1,0 +1,63 @@
+"""What a run tells while it goes: lines and a bar for the eye, figures for loggers."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from torchtune.training.loggers import Logger
+from torchtune.training.progress import Progress
+
+__all__ = ["RunLog"]
+
+SHOWN = {"loss": "{:.4f}", "val_loss": "{:.4f}", "lr": "{:.2e}", "tokens_per_second": "{:,.0f}"}
+"""The figures beside the progress bar."""
+
+
+class RunLog:
+    """Talks to the user on stderr and hands figures to loggers; silent unless it is the main process.
+
+    Args:
+        speaks: Whether this is the main process.
+        every_n_steps: Hand figures on every so many steps; a validation's always.
+    """
+
+    def __init__(self, *, speaks: bool, every_n_steps: int = 1) -> None:
+        self.speaks = speaks
+        self.every_n_steps = every_n_steps
+        self._loggers: Sequence[Logger] = ()
+        self._bar: tqdm[Any] | None = None
+
+    def say(self, label: str, text: object) -> None:
+        """Print lines on stderr, the first behind `label`."""
+        if self.speaks:
+            indented = str(text).replace("\n", "\n" + " " * 11)
+            print(f"{label:11}{indented}", file=sys.stderr, flush=True)
+
+    def start(self, loggers: Sequence[Logger], *, config: dict[str, Any], total: int) -> None:
+        """Take the loggers, tell them the configuration, and keep `total` steps for the bar."""
+        self._loggers, self._total = loggers, total
+        for logger in loggers:
+            logger.log_config(config)
+
+    def log(self, metrics: dict[str, float], progress: Progress) -> None:
+        """Move the bar on and hand the figures of a step to the loggers where it is time to."""
+        if progress.step % self.every_n_steps == 0 or "val_loss" in metrics:
+            for logger in self._loggers:
+                logger.log(metrics, progress)
+        if not self.speaks:
+            return
+        if self._bar is None:
+            done = progress.step - 1
+            self._bar = tqdm(total=self._total, initial=done, unit="step", mininterval=0.5)
+        shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """End the bar and the loggers."""
+        if self._bar is not None:
+            self._bar.close()
+        for logger in self._loggers:
+            logger.close()

@@ -1,0 +1,398 @@
+"""Supervised fine-tuning, full or with an adapter, on one process or many.
+
+    tune run sft --checkpoint ./my-model --dataset ./my.jsonl
+    tune run --nproc_per_node 2 sft --config llama3_2/1b_lora
+
+Copy it with `tune cp sft my_sft.py`, change any line, and run `tune run my_sft.py` or
+`torchrun my_sft.py`.
+"""
+
+import datetime
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from torchtune import checkpoint, data, training
+from torchtune.config import Component, TuneArgumentParser, build, checks, resolved_yaml
+from torchtune.distributed import check_dtype, join_world, shard
+from torchtune.errors import ConfigError, Interrupted, report_errors
+from torchtune.modules import Decoder
+from torchtune.peft import adapter_config, adapter_names
+from torchtune.training import Progress
+
+
+@dataclass
+class SFTParams:
+    """Every argument of the recipe: in a YAML by its name, on the command line `name=value`."""
+
+    # --- model
+    model: Component = "auto"  # auto: from the checkpoint's own config.json
+    peft: Component | None = None  # the adapter to train, such as lora; null trains all weights
+    # --- tokenizer
+    tokenizer: Component = "auto"  # auto: from the checkpoint's own files
+    chat_template: str | None = None  # a built-in template or a path; null: the checkpoint's own
+    # --- checkpointer
+    checkpoint: str | None = None  # folder in Hugging Face format; null starts from random weights
+    output_dir: str = "./output"  # where everything that the run writes goes
+    # null refuses a folder that holds a checkpoint; auto goes on from the last one; or a step folder
+    resume_from_checkpoint: bool | str | None = None
+    save_every_n_steps: int | None = None  # a checkpoint is written at the end in any case
+    keep_last_n_checkpoints: int | None = None  # null keeps all
+    keep_best: bool = False  # save after a validation that is the best so far, and never prune it
+    # --- dataset and dataloader
+    dataset: Component | None = None  # a file, a folder, a registered name or a hub id
+    dataset_val: Annotated[Component | None, "dataset"] = None  # rows to validate on
+    validation_split: float = 0.0  # share of the dataset held out instead, such as 0.05
+    batch_size: int = 8  # rows of one micro-batch on one process
+    batch_size_val: int | None = None  # the same in validation; null: batch_size
+    max_seq_len: int | None = None  # tokens a row; longer ones are cut; null: the model's positions
+    packed: bool = False  # fill micro-batches best-fit to batch_size * max_seq_len tokens
+    shuffle: bool = True  # another order in every epoch
+    num_workers: int = 0  # processes that tokenize
+    # --- optimizer and scheduler
+    optimizer: Component = "adamw"  # adamw, sgd or any class of torch.optim
+    lr_scheduler: Component | None = None  # cosine, linear, constant or wsd; null: a constant rate
+    clip_grad_norm: float | None = None  # largest norm of the gradient; null does not clip
+    # --- loss
+    loss: Component = "linear_cross_entropy"  # computed without whole logits
+    # --- training
+    epochs: int | None = None  # passes over the data; null: one, or as many as max_steps takes
+    max_steps: int | None = None  # optimizer steps of the whole run
+    max_steps_per_epoch: int | None = None  # optimizer steps after which an epoch is left
+    gradient_accumulation_steps: int = 1  # micro-batches a step
+    run_val_every_n_steps: int | None = None  # null: at the end of each epoch
+    patience: int | None = None  # validations without a better loss after which the run ends
+    compile: bool = False  # torch.compile each block: slower to start, faster after
+    # --- logging
+    metric_logger: Component | None = None  # tensorboard or wandb, beside metrics.jsonl
+    log_every_n_steps: int = 1  # optimizer steps a line of metrics.jsonl
+    # --- environment
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
+    dtype: Literal["bf16", "fp32"] = "bf16"  # of the weights, in memory and in the files
+    master_weights: bool = False  # with bf16: trained weights in fp32, computed with in bf16
+    seed: int = 0  # of the order of the data, first values and dropout
+    deterministic: bool = False  # deterministic kernels on a GPU; a CPU is so anyway
+    # --- activation memory
+    enable_activation_checkpointing: bool = False  # compute activations again in backward
+    # --- profiler
+    profiler: Component | None = None  # torch: traces of some steps into output_dir/profile
+
+    def __post_init__(self) -> None:
+        counts = (
+            "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps",
+            "keep_last_n_checkpoints", "log_every_n_steps", "max_steps", "max_steps_per_epoch",
+            "patience", "run_val_every_n_steps", "save_every_n_steps",
+        )  # fmt: skip
+        held_out = bool(self.dataset_val or self.validation_split)
+        # fmt: off
+        with checks(self) as check:
+            for key in counts:
+                check.at_least(key, 1)
+            check.at_least("max_seq_len", 2)
+            check.at_least("num_workers", 0)
+            check.more_than("clip_grad_norm", 0)
+            check.between("validation_split", 0, 0.99)
+            check.that(bool(self.dataset), "dataset", "there is nothing to train on", "dataset=my.jsonl")
+            for key in ("model", "tokenizer"):
+                given = getattr(self, key) not in ("auto", {"_component_": "auto"}) or self.checkpoint
+                check.that(bool(given), key, f"'{key}: auto' needs a checkpoint", "checkpoint=DIR")
+            for key in ("keep_best", "patience", "run_val_every_n_steps"):
+                needed = held_out or not getattr(self, key)
+                check.that(needed, key, f"'{key}' needs held-out rows", "validation_split=0.05")
+            both = self.dataset_val and self.validation_split
+            check.that(not both, "validation_split", "cannot go together with dataset_val")
+            sized = not self.packed or self.max_seq_len is not None
+            check.that(sized, "packed", "'packed' needs max_seq_len", "max_seq_len=2048")
+            doubled = self.master_weights and self.dtype == "fp32"
+            check.that(not doubled, "master_weights", "the weights are fp32 already", "dtype=bf16")
+        # fmt: on
+
+
+class SFTRecipe:
+    """Fine-tune a model on the tokens of a dataset that are to be learnt."""
+
+    def __init__(self, params: SFTParams) -> None:
+        self.params = params
+        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[params.dtype]
+
+    def setup(self) -> None:
+        """Make every part; whatever can fail cheaply fails here."""
+        p = self.params
+        self.world = join_world(p.device)
+        check_dtype(self.dtype, self.world.device)
+        training.set_seed(p.seed, deterministic=p.deterministic)
+        self.stop = training.StopSignal()
+        self.log = training.RunLog(speaks=self.world.is_main, every_n_steps=p.log_every_n_steps)
+        self.run = checkpoint.RunFolder(p.output_dir, self.world, resume=p.resume_from_checkpoint)
+        self.saved = checkpoint.read_info(self.run.resume_from) if self.run.resume_from else {}
+        self.model = self._setup_model()
+        self.form = self._setup_chat_format()
+        self.steps, self.held_out = self._setup_data()
+        self.total_steps = self.steps.total(epochs=p.epochs, max_steps=p.max_steps)
+        self.log.say("steps", f"{self.total_steps:,}, {self.steps.per_epoch:,} an epoch")
+        self.loss = build("loss", p.loss)
+        self.optimizer = self._setup_optimizer()
+        self.scheduler = self._setup_lr_scheduler()
+        self.memory = self._plan_memory()
+        self.base_sha256 = self._record_environment()
+        self.progress = self.load_checkpoint() or Progress()
+        self.profiler = self._setup_profiler()
+        self._setup_loggers()
+
+    def _setup_model(self) -> Decoder:
+        """Build the model without values, which `load_checkpoint` gives it."""
+        p = self.params
+        with torch.device("meta"):
+            model: Decoder = build("model", p.model, checkpoint=p.checkpoint)
+            if p.peft is not None:
+                model = build("peft", p.peft, model)
+        model = model.to(self.dtype)
+        if p.master_weights:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        if p.enable_activation_checkpointing:
+            model = training.checkpoint_activations(model)
+        if p.compile:
+            model = training.compile_blocks(model)
+        compute = self.dtype if p.master_weights else None
+        return shard(model, self.world, compute_dtype=compute).to_empty(device=self.world.device)
+
+    def _setup_chat_format(self) -> data.ChatFormat:
+        """Load the tokenizer and its chat template; a resumed run keeps the day it was told."""
+        tokenizer = build("tokenizer", self.params.tokenizer, checkpoint=self.params.checkpoint)
+        today = datetime.date.today().isoformat()
+        day = self.world.broadcast(self.saved.get("date", today))
+        form = data.ChatFormat(tokenizer, self.params.chat_template, date=day)
+        tokenizer.chat_template = form.template  # what was used is saved with every checkpoint
+        return form
+
+    def _setup_data(self) -> tuple[data.Steps, data.Documents | None]:
+        """Tokenize the rows; return the optimizer steps and the held-out documents."""
+        p, positions = self.params, self.model.max_positions
+        if p.max_seq_len is not None and p.max_seq_len > positions:
+            what = f"{p.max_seq_len} tokens are more than the model's {positions} positions"
+            raise ConfigError("E-MAX-SEQ-LEN", what, where="max_seq_len", do=f"at most {positions}")
+        self.max_seq_len = p.max_seq_len or positions
+        documents, held_out = self._documents("dataset"), None
+        if p.dataset_val is not None:
+            held_out = self._documents("dataset_val")
+        elif p.validation_split:
+            documents, held_out = data.split_documents(documents, p.validation_split, p.seed)
+        steps = data.Steps(
+            documents,
+            batch_size=p.batch_size,
+            max_seq_len=self.max_seq_len,
+            gradient_accumulation_steps=p.gradient_accumulation_steps,
+            max_steps_per_epoch=p.max_steps_per_epoch,
+            packed=p.packed,
+            shuffle=p.shuffle,
+            seed=p.seed,
+            rank=self.world.data_rank,
+            size=self.world.data_size,
+        )
+        return steps, held_out
+
+    def _documents(self, key: str) -> data.Documents:
+        documents = data.tokenize_rows(
+            build("dataset", getattr(self.params, key)),
+            self.form,
+            max_seq_len=self.max_seq_len,
+            workers=self.params.num_workers,
+            progress=self.world.is_main,
+        )
+        self.log.say(key, documents.report)
+        return documents
+
+    def _setup_optimizer(self) -> torch.optim.Optimizer:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer: torch.optim.Optimizer = build("optimizer", self.params.optimizer, trained)
+        return optimizer
+
+    def _setup_lr_scheduler(self) -> LRScheduler | None:
+        p, steps = self.params, self.total_steps
+        if p.lr_scheduler is None:
+            return None
+        scheduler: LRScheduler = build(
+            "lr_scheduler", p.lr_scheduler, self.optimizer, num_training_steps=steps
+        )
+        return scheduler
+
+    def _setup_profiler(self) -> Any:
+        if self.params.profiler is None or not self.world.is_main:
+            return None
+        profiler = build("profiler", self.params.profiler, output_dir=str(self.run.path))
+        profiler.start()
+        return profiler
+
+    def _setup_loggers(self) -> None:
+        """Open the main process's loggers, at the checkpoint's step where the run goes on."""
+        loggers: list[training.Logger] = []
+        if self.world.is_main:
+            metrics, folder = self.run.path / "metrics.jsonl", str(self.run.path)
+            checkpoint.cut_lines(metrics, self.progress.step)
+            loggers.append(training.JsonlLogger(metrics))
+            if self.params.metric_logger is not None:
+                loggers.append(build("metric_logger", self.params.metric_logger, output_dir=folder))
+        self.log.start(loggers, config=asdict(self.params), total=self.total_steps)
+
+    def _plan_memory(self) -> training.MemoryPlan:
+        p, longest = self.params, int(self.steps.documents.lengths.max())
+        plan = training.plan_memory(
+            self.model,
+            tokens=p.batch_size * (self.max_seq_len if p.packed else longest),
+            processes=self.world.size,
+            recompute=p.enable_activation_checkpointing,
+        )
+        self.log.say("model", f"{plan.parameters:,} parameters, {plan.trained:,} of them trained")
+        self.log.say("memory", plan)
+        return plan
+
+    def _record_environment(self) -> str | None:
+        """Write what the run is made of; return the sha256 of the base's weights."""
+        p, base = self.params, None
+        if self.world.is_main:
+            base = checkpoint.weights_digest(p.checkpoint) if p.checkpoint else None
+            training.record_environment(
+                self.run.path / "environment.json",
+                base={"path": p.checkpoint, "sha256": base},
+                data=training.data_digests(p.dataset, p.dataset_val),
+            )
+            (self.run.path / "config.yaml").write_text(resolved_yaml(p), encoding="utf-8")
+        return self.world.broadcast(base)
+
+    def load_checkpoint(self) -> Progress | None:
+        """Fill the model from the base and, when resuming, all from the step folder."""
+        p, step = self.params, self.run.resume_from
+        adapter = adapter_names(self.model)
+        base = p.checkpoint if adapter or not step else step
+        filled = checkpoint.load_model(self.model, base, skip=adapter) if base else set()
+        if step and adapter:
+            filled |= checkpoint.load_adapter(self.model, step, names=adapter)
+        training.init_weights(self.model, seed=p.seed, skip=filled)
+        if step is None:
+            return None
+        for note in training.check_resumed(self.saved, self._conditions()):
+            self.log.say("note", note)
+        info = checkpoint.load_training_state(
+            step, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler,
+            world=self.world,
+        )  # fmt: skip
+        self.log.say("resume", step)
+        return Progress(**info["progress"])
+
+    def train(self) -> None:
+        """Step until the run is over; save at its end, or when told to stop."""
+        if self._is_over():
+            self.log.say("done", f"{self.progress.step:,} steps; there is nothing left to do")
+            return
+        steps = self.steps.after(self.progress)
+        with training.explain_out_of_memory(self.memory):
+            while not self._is_over():
+                self._step(next(steps))
+                if self.world.any(self.stop.requested):
+                    self._interrupt()
+        self.save_checkpoint()
+
+    def _step(self, batches: list[data.Batch]) -> None:
+        """Take one optimizer step; validate, log and save where it is time to."""
+        p = self.params
+        metrics = training.train_step(
+            self.model, self.optimizer, batches, self.world, loss=self.loss,
+            max_norm=p.clip_grad_norm, scheduler=self.scheduler,
+        )  # fmt: skip
+        self.progress = self.progress.after(metrics, steps_per_epoch=self.steps.per_epoch)
+        self.log.log(asdict(metrics) | self._validate(), self.progress)
+        if self.profiler is not None:
+            self.profiler.step()
+        step = self.progress.step
+        due = p.save_every_n_steps and step % p.save_every_n_steps == 0
+        if due or (p.keep_best and self.progress.best_step == step):
+            self.save_checkpoint()
+
+    def _validate(self) -> dict[str, float]:
+        """Return the loss on the held-out rows as `val_loss`, where it is time for it."""
+        p, step = self.params, self.progress.step
+        every = p.run_val_every_n_steps or self.steps.per_epoch
+        if self.held_out is None or (step % every and step != self.total_steps):
+            return {}
+        batches = data.validation_batches(
+            self.held_out,
+            batch_size=p.batch_size_val or p.batch_size,
+            max_seq_len=self.max_seq_len,
+            packed=p.packed,
+            rank=self.world.data_rank,
+            size=self.world.data_size,
+        )
+        loss = training.evaluate(self.model, list(batches), self.world, loss=self.loss)
+        self.progress = self.progress.validated(loss)
+        return {"val_loss": loss}
+
+    def _is_over(self) -> bool:
+        patience = self.params.patience or float("inf")
+        impatient = self.progress.validations_since_best >= patience
+        return impatient or self.progress.step >= self.total_steps
+
+    def _interrupt(self) -> None:
+        self.save_checkpoint()
+        what = f"stopped after step {self.progress.step} as asked, and saved"
+        do = "resume_from_checkpoint=auto goes on from there"
+        raise Interrupted("E-INTERRUPTED", what, where=str(self.run.path), do=do)
+
+    def save_checkpoint(self) -> None:
+        """Write the step folder, unless it is there, and prune the old ones."""
+        if self.saved.get("progress") != asdict(self.progress):
+            with self.run.writing(self.progress.step) as folder:
+                self._write(folder)
+        best = {self.progress.best_step} if self.params.keep_best else set()
+        self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
+        if self.world.is_main:
+            training.plot_loss(self.run.path / "metrics.jsonl", self.run.path / "loss.png")
+
+    def _write(self, folder: Path) -> None:
+        """Write what transformers, PEFT and vLLM load, and what a resume needs beside it."""
+        model, world, adapter = self.model, self.world, adapter_names(self.model)
+        if adapter:
+            base = str(Path(self.params.checkpoint or "").absolute())
+            config = adapter_config(model, base=base)
+            checkpoint.save_adapter(model, folder, names=adapter, config=config, world=world)
+        else:
+            config = model.hf_config
+            checkpoint.save_model(model, folder, world=world, config=config, dtype=self.dtype)
+        checkpoint.on_main(world, lambda: self.form.tokenizer.save(folder), folder)
+        self.saved = {
+            "progress": asdict(self.progress),
+            "date": self.form.date,
+            "base_sha256": self.base_sha256,
+            **self._conditions(),
+        }
+        checkpoint.save_training_state(
+            folder, model=model, optimizer=self.optimizer, scheduler=self.scheduler, world=world,
+            info=self.saved, weights=self.params.master_weights and not adapter,
+        )  # fmt: skip
+
+    def _conditions(self) -> dict[str, Any]:
+        """Return what a resume must find again: the rows of every step, and what rounding hangs on."""
+        threads = torch.get_num_threads()
+        return {"rows": self.steps.identity(), "world_size": self.world.size, "threads": threads}
+
+    def cleanup(self) -> None:
+        """Close what is open and say what to do next."""
+        if self.profiler is not None:
+            self.profiler.stop()
+        self.log.close()
+        self.stop.close()
+        self.run.close()
+        self.log.say("result", f"{self.run.path / 'latest'}, its losses in loss.png")
+        self.log.say("next", f'tune generate --checkpoint {self.params.output_dir} --prompt "..."')
+        self.world.close()
+
+
+if __name__ == "__main__":
+    with report_errors():
+        recipe = SFTRecipe(TuneArgumentParser(SFTParams).parse_args())
+        recipe.setup()
+        recipe.train()
+        recipe.cleanup()
