@@ -1,0 +1,158 @@
+"""Run a recipe: here with one process, through torchrun with several."""
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torchtune.config import TuneArgumentParser, read_params, validate
+from torchtune.errors import Faults, TuneError
+
+from torchtune_recipes import catalog
+
+__all__ = ["TORCHRUN_OPTIONS", "add_arguments", "missing_devices", "refuse", "run"]
+
+TORCHRUN_OPTIONS = {
+    "nnodes": "number of machines, N or MIN:MAX",
+    "nproc-per-node": "processes on each machine: a number, auto, gpu or cpu",
+    "node-rank": "this machine's number, from 0",
+    "master-addr": "address of machine 0",
+    "master-port": "its port",
+    "local-addr": "address of this machine",
+    "rdzv-backend": "how machines find each other: static, c10d, ...",
+    "rdzv-endpoint": "HOST:PORT to meet at",
+    "rdzv-id": "name of the job",
+    "rdzv-conf": "further settings, K=V,K=V",
+    "max-restarts": "restarts of a failed group of workers",
+    "monitor-interval": "seconds between looks at the workers",
+    "shutdown-timeout": "seconds that workers have to save when the launcher is stopped",
+    "start-method": "how workers start: spawn, fork or forkserver",
+    "role": "name of the workers' role",
+    "log-dir": "folder of the workers' logs",
+    "redirects": "which streams go to those logs",
+    "tee": "which streams go to the logs and the console",
+    "local-ranks-filter": "show only these ranks' output",
+    "duplicate-stdout-filters": "words of the stdout lines to repeat",
+    "duplicate-stderr-filters": "words of the stderr lines to repeat",
+    "logs-specs": "a class of the user's own for the logs",
+    "event-log-handler": "where torchrun's events go",
+    "numa-binding": "bind workers to NUMA nodes: node, socket, ...",
+    "signals-to-handle": "signals that reach the workers",
+}
+"""torchrun's options that take a value, known here so that torch need not be loaded for ``--help``."""
+
+_SWITCHES = {
+    "standalone": "one machine, on a free port",
+    "virtual-local-rank": "show each worker its device as number 0",
+}
+_SHORT = {"redirects": "-r", "tee": "-t"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare torchrun's options, the recipe, and whatever follows it."""
+    parser.usage = "tune run [torchrun options] RECIPE [--config CONFIG] [key=value ...]"
+    options = parser.add_argument_group("torchrun options")
+    for name, about in TORCHRUN_OPTIONS.items():
+        options.add_argument(*_spellings(name), metavar="X", help=about)
+    for name, about in _SWITCHES.items():
+        options.add_argument(*_spellings(name), action="store_true", help=about)
+    parser.add_argument("recipe", metavar="RECIPE", help="a name that `tune ls` shows, or a file")
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="--config NAME|FILE, key=value, ~key; `tune run RECIPE --help` lists the keys",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the arguments before torch is loaded, then run the recipe's file."""
+    recipe = catalog.resolve_recipe(args.recipe)
+    words = _with_config_path(args.arguments)
+    if "-h" in words or "--help" in words:
+        sys.argv[0] = f"tune run {args.recipe}"
+        TuneArgumentParser(read_params(recipe)).parse_args(["--help"])
+    here = missing_devices(_workers(args))
+    refuse(validate(recipe, None, words, here=True, machine=here)[0])
+    if not _several(args):
+        return _run_here(recipe, words)
+    from torchtune.distributed import launch
+
+    return launch([*_torchrun_words(args), str(recipe), *words])
+
+
+def refuse(faults: Sequence[TuneError]) -> None:
+    """Raise all `faults` as one error, if there are any."""
+    if faults:
+        raise faults[0] if len(faults) == 1 else Faults(faults)
+
+
+def missing_devices(processes: int) -> Callable[[object], Sequence[TuneError]]:
+    """Return a check of params against this machine's devices; it loads torch when called.
+
+    Args:
+        processes: How many processes this machine is to run.
+    """
+
+    def check(params: object) -> Sequence[TuneError]:
+        import torch
+        from torchtune.distributed import check_dtype, choose_device, device_facts
+
+        try:
+            wanted = getattr(params, "device", "auto")
+            device = choose_device(wanted, device_facts(), local_size=processes)
+            if getattr(params, "dtype", "") == "bf16":
+                check_dtype(torch.bfloat16, device)
+        except TuneError as error:
+            return [error]
+        return []
+
+    return check
+
+
+def _with_config_path(words: Sequence[str]) -> list[str]:
+    """Put the path of a shipped config in the place of its name."""
+    found = list(words)
+    for i, word in enumerate(words):
+        if word == "--config" and i + 1 < len(words):
+            found[i + 1] = str(catalog.resolve_config(words[i + 1]))
+        elif word.startswith("--config="):
+            found[i] = f"--config={catalog.resolve_config(word.partition('=')[2])}"
+    return found
+
+
+def _workers(args: argparse.Namespace) -> int:
+    """Return how many processes this machine will run; 1 where torchrun finds the number."""
+    wanted = args.nproc_per_node or os.environ.get("PET_NPROC_PER_NODE", "1")
+    return int(wanted) if wanted.isdigit() else 1
+
+
+def _spellings(name: str) -> list[str]:
+    long = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
+    return [*long, _SHORT[name]] if name in _SHORT else [*long]
+
+
+def _several(args: argparse.Namespace) -> bool:
+    """Say whether more than one process is asked for, by option or by torchrun's own variables."""
+    nodes = args.nnodes or os.environ.get("PET_NNODES", "1")
+    workers = args.nproc_per_node or os.environ.get("PET_NPROC_PER_NODE", "1")
+    return nodes not in ("1", "1:1") or workers != "1"
+
+
+def _torchrun_words(args: argparse.Namespace) -> list[str]:
+    given = vars(args)
+    words = [f"--{name}" for name in _SWITCHES if given[name.replace("-", "_")]]
+    for name in TORCHRUN_OPTIONS:
+        value = given[name.replace("-", "_")]
+        words += [f"--{name}", value] if value is not None else []
+    return words
+
+
+def _run_here(recipe: Path, arguments: list[str]) -> int:
+    """Run the file in this process as ``python FILE ...`` would."""
+    sys.argv = [str(recipe), *arguments]
+    sys.path.insert(0, str(recipe.resolve().parent))
+    runpy.run_path(str(recipe), run_name="__main__")
+    return 0

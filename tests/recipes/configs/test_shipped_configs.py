@@ -1,0 +1,67 @@
+"""Every shipped config: it is right, short, and its header says what is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torchtune.config import validate
+from torchtune.models import llama
+from torchtune.peft import lora
+from torchtune.training import plan_memory
+from torchtune_recipes import catalog
+
+CONFIGS = catalog.entries("config")
+BY_HUB_NAME = {name.split("/")[1]: size for size, name in llama.HUB_NAMES.items()}
+TITLE = re.compile(r"about ([\d.]+) GiB on (?:one GPU|each of (\d+) GPUs)$")
+
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda entry: entry.name)
+
+
+def test_each_size_of_the_family_has_a_full_and_a_lora_config():
+    wanted = {(size, method) for size in llama.SIZES for method in ("full", "lora")}
+    named = {tuple(entry.name.replace("/", "_").rsplit("_", 1)) for entry in CONFIGS}
+    assert wanted - {("llama3_1_405b", "full")} == named  # 405B in full takes a cluster of its own
+
+
+@each_config
+def test_a_config_has_no_faults(config):
+    recipe = catalog.resolve_recipe(config.recipe)
+    faults, _ = validate(recipe, config.path)
+    assert [str(fault) for fault in faults] == []
+
+
+@each_config
+def test_a_config_reads_the_folder_that_its_header_downloads_to(config):
+    text, keys = config.path.read_text(), yaml.safe_load(config.path.read_text())
+    size = BY_HUB_NAME[Path(keys["checkpoint"]).name]
+    assert config.name.replace("/", "_").startswith(f"{size}_")
+    assert f"#   hf download {llama.HUB_NAMES[size]} --local-dir {keys['checkpoint']}\n" in text
+    assert re.search(rf"#   tune run .*{config.recipe} --config {config.name}\n", text)
+    assert keys["output_dir"] == f"./output/{config.name}"
+
+
+@each_config
+def test_a_header_says_the_memory_that_is_computed(config):
+    said, processes = TITLE.search(config.about).groups()
+    computed = memory(yaml.safe_load(config.path.read_text()), int(processes or 1))
+    assert float(said) == pytest.approx(computed / 2**30, rel=0.02, abs=0.5)
+
+
+def memory(keys, processes):
+    """Return the bytes on one process: weights, gradients, AdamW and one micro-batch."""
+    with torch.device("meta"):
+        model = llama.llama(**llama.SIZES[BY_HUB_NAME[Path(keys["checkpoint"]).name]])
+        model = model.to(torch.bfloat16)
+        if "peft" in keys:
+            model = lora(model, rank=keys["peft"]["rank"])
+    plan = plan_memory(
+        model,
+        tokens=keys["batch_size"] * keys["max_seq_len"],
+        processes=processes,
+        recompute=keys.get("enable_activation_checkpointing", False),
+    )
+    # Master weights are fp32, and with them gradients and means: twice what plan_memory counts.
+    states = plan.weights + plan.gradients + plan.optimizer
+    return states * (2 if keys.get("master_weights") else 1) + plan.activations
