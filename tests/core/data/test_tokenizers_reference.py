@@ -10,6 +10,7 @@ from torchtune.data import auto_tokenizer
 MODELS = {
     "llama2": "tokenizers/llama2/tokenizer.model",
     "llama3": "tokenizers/llama3/tokenizer.model",
+    "llama4": "tokenizers/llama4/tokenizer.model",
     "mistral_v1": "tokenizers/mistral/tokenizer.model.v1",
     "mistral_v3": "tokenizers/mistral/tokenizer.model.v3",
     "mistral_v7": "tokenizers/mistral/tokenizer.model.v7",
@@ -41,6 +42,8 @@ def test_ids_equal_the_reference_and_look_alikes_stay_text(family, folder, refer
     for (_, ids), text in zip(expected["encode"], expected.get("decode", []), strict=False):
         assert tokenizer.decode(ids) == text
     assert tokenizer.vocab_size == expected["vocab_size"]
+    for text, number in expected.get("special_tokens", {}).items():
+        assert tokenizer.encode(text, special=True) == [number]
     assert tokenizer.bos_id == expected.get("bos_id", tokenizer.bos_id)
     assert tokenizer.eos_id == expected.get("eos_id", tokenizer.eos_id)
 

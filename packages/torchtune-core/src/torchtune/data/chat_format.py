@@ -73,7 +73,7 @@ class ChatFormat:
         self.date = (
             (date or datetime.date.today()).isoformat() if not isinstance(date, str) else date
         )
-        self._where = "chat_template" if template else f"the chat template of {tokenizer!r}"
+        self._where = "chat_template" if template else f"the chat template of {tokenizer.source}"
         self._special_ids = frozenset(tokenizer.special_tokens.values())
         self._check()
         self._open()

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import sentencepiece
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import ByteLevel
@@ -37,8 +36,10 @@ class Tokenizer(Protocol):
         names: Texts of the named tokens (``bos_token`` ...), as templates print them.
         special_tokens: Ids of the special tokens, by their text.
         chat_template: The jinja source of the model's chat template, where it has one.
+        source: Where it was read, for messages.
     """
 
+    source: str
     bos_id: int | None
     eos_id: int | None
     stop_ids: tuple[int, ...]
@@ -72,11 +73,11 @@ class _Shared:
 
     bos_id: int | None
     eos_id: int | None
-    adds_bos: bool
     special_tokens: Mapping[str, int]
 
     def _set(self, files: TokenizerFiles, named: Mapping[str, int | None]) -> None:
         self.files = files
+        self.source = str(files.folder or "a tokenizer made by a program")
         self.names: Mapping[str, str] = files.names
         self.chat_template = files.chat_template
         self.bos_id = named.get("bos_token")
@@ -95,14 +96,7 @@ class _Shared:
         """
         inputs = {"model_input_names": ["input_ids", "attention_mask"]}
         said = {"clean_up_tokenization_spaces": False, **inputs, **self.names, **self.files.config}
-        return {
-            **said,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "add_bos_token": self.adds_bos,
-        }
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.files.folder or '')!r})"
+        return {**said, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class FastTokenizer(_Shared):
@@ -208,6 +202,8 @@ class SentencePieceTokenizer(_Shared):
     """
 
     def __init__(self, model: bytes, files: TokenizerFiles | None = None) -> None:
+        import sentencepiece  # here, for few checkpoints need it
+
         files = files or TokenizerFiles()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 
 from torchtune.data.chat_template import find_template
-from torchtune.data.tiktoken_file import is_tiktoken, tiktoken_names, tiktoken_to_backend
+from torchtune.data.tiktoken_file import is_tiktoken, tiktoken_to_backend
 from torchtune.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer
 from torchtune.data.tokenizer_files import (
     checkpoint_folder,
@@ -75,23 +75,22 @@ def sentencepiece(path: str | Path) -> Tokenizer:
 
 
 def llama3_tiktoken(path: str | Path) -> Tokenizer:
-    """Return the tokenizer in the tiktoken-format ``tokenizer.model`` that Meta gives with Llama 3.
+    """Return the tokenizer in a tiktoken-format ``tokenizer.model`` that Meta gives with Llama 3 or 4.
 
     Generation ends at ``<|end_of_text|>`` and at the two tokens that end a turn. `save` writes a
     ``tokenizer.json`` of the same ids.
 
     Raises:
         MissingError: There is no such file.
-        ConfigError: It is not Llama 3's.
+        ConfigError: It is not Llama's.
     """
     path = _file(path)
-    backend = tiktoken_to_backend(path)
+    backend, family = tiktoken_to_backend(path)
     read = read_tokenizer_files(path.parent)
-    names, ends = tiktoken_names()
-    numbers = (backend.token_to_id(text) for text in ends)
+    numbers = (backend.token_to_id(text) for text in family.turn_ends)
     stop_ids = dict.fromkeys([*read.stop_ids, *(i for i in numbers if i is not None)])
-    files = replace(read, names=names | dict(read.names), stop_ids=tuple(stop_ids))
-    return FastTokenizer(backend, files)
+    names = family.names | dict(read.names)
+    return FastTokenizer(backend, replace(read, names=names, stop_ids=tuple(stop_ids)))
 
 
 def _file(path: str | Path) -> Path:
