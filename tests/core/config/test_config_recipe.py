@@ -111,6 +111,8 @@ def test_validate_tells_faults_of_the_file_from_what_the_machine_lacks(recipe, t
     assert notes[1].where == "device, command line"
     faults, notes = validate(recipe, config, here=True)
     assert [fault.code for fault in faults] == ["E-FILE"] and notes == []
+    faults, notes = validate(recipe, config, [f"checkpoint={tmp_path}/*.yaml"], here=True)
+    assert faults == notes == []
     faults, notes = validate(recipe, config, ["batch_size=0"], here=True)
     assert [fault.exit_code for fault in faults] == [2]
 

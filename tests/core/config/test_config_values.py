@@ -85,6 +85,7 @@ def here(tmp_path, monkeypatch):
         ("mine.jsonl", {"_component_": "rows", "source": "mine.jsonl"}),
         ("./absent.jsonl", {"_component_": "rows", "source": "./absent.jsonl"}),
         ("absent.jsonl", {"_component_": "rows", "source": "absent.jsonl"}),
+        ("./*.jsonl.gz", {"_component_": "rows", "source": "./*.jsonl.gz"}),
         ("tatsu-lab/alpaca", {"_component_": "rows", "source": "tatsu-lab/alpaca"}),
         ("alpaca_cleaned", {"_component_": "alpaca_cleaned"}),
         ("alpaca", {"_component_": "rows", "source": "alpaca"}),

@@ -36,7 +36,7 @@ def bomb(levels: int) -> str:
     [
         (bomb(9), 3, "10000 values"),
         ("extra: &x [*x]\n", 2, "an alias that holds itself"),
-        ("extra: " + "[" * 2000 + "]" * 2000 + "\n", None, "nested"),
+        ("extra: " + "[" * 2000 + "]" * 2000 + "\n", 2, "nested"),
         ("extra: " + "[" * 60 + "]" * 60 + "\n", 2, "nested more than 40 deep"),
         (
             "extra: !!python/object/apply:os.system [touch x]\n",
@@ -58,9 +58,9 @@ def bomb(levels: int) -> str:
 def test_a_bad_text_is_one_fault_with_its_line(faults, text, line, says):
     start = time.perf_counter()
     (fault,) = faults(text)
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 20  # written out, the first would take hours
     assert fault.code == "E-CONFIG-YAML" and says in fault.what and fault.exit_code == 2
-    assert fault.where.endswith(f"run.yaml:{line}" if line else "run.yaml")
+    assert fault.where.endswith(f"run.yaml:{line}")
 
 
 @pytest.mark.parametrize(

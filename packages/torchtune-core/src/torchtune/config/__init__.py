@@ -1,7 +1,27 @@
 """Configs: a Params dataclass as schema, a YAML over it, a command line over both.
 
-Nothing here imports torch, so that a typo costs milliseconds; a component's module is imported
-when its signature has to be read or when it is built.
+Nothing here imports torch, so that a typo costs milliseconds: signatures of registered components
+are read from their source, and a component's module is imported when a config names it by a
+dotted path or when it is built.
+
+A recipe declares its keys, with their docs as comments, and reads them:
+
+    >>> @dataclass
+    ... class Params:
+    ...     # --- optimizer
+    ...     optimizer: Component = "adamw"  # adamw, sgd or any class of torch.optim
+    ...     batch_size: int = 8  # rows of one micro-batch
+    ...
+    ...     def __post_init__(self) -> None:
+    ...         with checks(self) as check:
+    ...             check.at_least("batch_size", 1)
+    >>> params = TuneArgumentParser(Params).parse_args(["optimizer.lr=1e-4", "--batch-size", "2"])
+    >>> params
+    Params(optimizer={'_component_': 'adamw', 'lr': 0.0001}, batch_size=2)
+    >>> optimizer = build("optimizer", params.optimizer, model.parameters())
+
+Types of fields: bool, int, float, str, Path, Literal, lists, tuples, mappings, unions of these, Any
+and `Component`. Everything that a config gives is plain Python and can be pickled.
 """
 
 from torchtune.config.build import build

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torchtune.config.names import nearest
 from torchtune.config.reader import COMMAND_LINE, Node, read_value
@@ -87,7 +88,8 @@ def _next(queue: list[str], boolean: bool) -> str | None:
 
 
 def _is_bool(key: Key | None) -> bool:
-    return key is not None and (strip(key.type) is bool)
+    kind = None if key is None else strip(key.type)
+    return kind is bool or {*get_args(kind)} == {bool, type(None)}
 
 
 def _stray(word: str, keys: Mapping[str, Key]) -> ConfigError:

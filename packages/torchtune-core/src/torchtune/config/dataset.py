@@ -10,13 +10,14 @@ from torchtune.errors import ConfigError
 
 __all__ = ["looks_like_path", "name_source"]
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 ROWS = "rows"  # the component that reads a path or hub id
 
 
 def looks_like_path(text: str) -> bool:
     """Say whether a text can only be meant as a path: ``./x``, ``/x``, ``~/x``, ``x.jsonl``."""
-    return text.startswith((".", "/", "~")) or text.lower().endswith(SUFFIXES)
+    name = text.lower().removesuffix(".gz")
+    return text.startswith((".", "/", "~")) or "*" in text or name.endswith(SUFFIXES)
 
 
 def name_source(node: Node) -> ConfigError | None:

@@ -1,5 +1,7 @@
 """Which files that a config names are not on this machine."""
 
+import glob
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,18 @@ PATH_KEYS = ("checkpoint", "source", "path", "chat_template", "tokenizer_path", 
 
 
 def lacks_files(params: object) -> list[TuneError]:
-    """Return the files and folders that `params` name and that are not on this machine."""
+    """Return the files and folders that `params`, a dataclass, name and this machine has not."""
     faults: list[TuneError] = []
-    for name, value in vars(params).items():
-        faults += _absent(name, value)
+    for field in fields(params):  # type: ignore[arg-type]
+        faults += _absent(field.name, getattr(params, field.name))
     return faults
+
+
+def _exists(path: str) -> bool:
+    full = Path(path).expanduser()
+    if "*" not in path:
+        return full.exists()
+    return bool(glob.glob(str(full), recursive=True))  # noqa: PTH207 - it may be absolute
 
 
 def _absent(key: str, value: Any) -> list[TuneError]:
@@ -25,7 +34,7 @@ def _absent(key: str, value: Any) -> list[TuneError]:
     if isinstance(value, list):
         return [fault for i, item in enumerate(value) for fault in _absent(f"{key}[{i}]", item)]
     last = key.split(".")[-1].split("[")[0]
-    if not isinstance(value, str) or last not in PATH_KEYS or Path(value).expanduser().exists():
+    if not isinstance(value, str) or last not in PATH_KEYS or _exists(value):
         return []
     if last != "checkpoint" and not looks_like_path(value):
         return []  # a hub id, or the name of a built-in template

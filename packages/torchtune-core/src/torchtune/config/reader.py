@@ -18,6 +18,7 @@ __all__ = ["UNREAD", "ConfigDumper", "ConfigLoader", "Node", "read_file", "read_
 
 MAX_NODES = 10_000  # of one file with its aliases written out; the largest shipped config has 80
 MAX_DEPTH = 40
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep, or an alias that holds itself"
 MAX_BYTES = 1 << 20
 COMMAND_LINE = "command line"
 UNREAD = object()  # stands for a value that has its fault already; nothing more is said of it
@@ -65,8 +66,29 @@ class Node:
         return cls(value, where, "" if value is None else str(value))
 
 
+class _Limit(yaml.MarkedYAMLError):
+    """A text that would take too much to read."""
+
+    def __init__(self, problem: str, at: Any) -> None:
+        super().__init__(problem=problem, problem_mark=at.start_mark)
+
+
 class ConfigLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with OmegaConf's floats, ``None`` as null, and dates left as text."""
+    """PyYAML's safe loader with OmegaConf's floats, ``None`` as null, and dates left as text.
+
+    It stops at `MAX_DEPTH`, so that no text reaches the limit of Python's own recursion.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node and those inside it."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _Limit(TOO_DEEP, self.peek_event())
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class ConfigDumper(yaml.SafeDumper):
@@ -127,9 +149,6 @@ def read_text(text: str, name: str) -> tuple[Node, list[TuneError]]:
         node = walk.node(root, 0)
     except yaml.YAMLError as error:
         return Node(UNREAD, name), [_syntax_fault(error, name)]
-    except RecursionError:
-        what = "brackets nested too deeply to read"
-        return Node(UNREAD, name), [ConfigError("E-CONFIG-YAML", what, where=name)]
     finally:
         loader.dispose()
     if not isinstance(node.value, dict) and not walk.faults:
@@ -148,7 +167,7 @@ def read_value(text: str, where: str = COMMAND_LINE) -> Node:
         root = loader.get_single_node()
         walk = _Walk(loader, where, lines=False)
         node = Node(None, where, text) if root is None else walk.node(root, 0)
-    except (yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
         return Node(text, where, text)
     finally:
         loader.dispose()
@@ -168,13 +187,6 @@ def _syntax_fault(error: yaml.YAMLError, name: str) -> ConfigError:
     return ConfigError("E-CONFIG-YAML", what, where=where)
 
 
-class _Limit(yaml.MarkedYAMLError):
-    """A text that would take too much to read."""
-
-    def __init__(self, problem: str, node: yaml.Node) -> None:
-        super().__init__(problem=problem, problem_mark=node.start_mark)
-
-
 class _Walk:
     """Turn composed nodes into ours, counting them and noting faults."""
 
@@ -187,7 +199,7 @@ class _Walk:
         if self.count > MAX_NODES:
             raise _Limit(f"more than {MAX_NODES} values once aliases are written out", node)
         if depth > MAX_DEPTH:
-            raise _Limit(f"nested more than {MAX_DEPTH} deep, or an alias that holds itself", node)
+            raise _Limit(TOO_DEEP, node)
         where = self.place(node)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, depth, where)
