@@ -1,5 +1,6 @@
 """How far a run is."""
 
+import math
 from dataclasses import dataclass, replace
 
 __all__ = ["Progress", "StepMetrics"]
@@ -64,6 +65,7 @@ class Progress:
 
     def validated(self, loss: float) -> "Progress":
         """Return the progress after a validation with this mean loss."""
-        if self.best_loss is None or loss < self.best_loss:
+        best = math.inf if self.best_loss is None else self.best_loss
+        if loss < best:  # never true of NaN
             return replace(self, best_loss=loss, best_step=self.step, validations_since_best=0)
         return replace(self, validations_since_best=self.validations_since_best + 1)

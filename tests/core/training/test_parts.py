@@ -1,0 +1,176 @@
+"""The smaller parts of a training loop."""
+
+import hashlib
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torchtune import training
+from torchtune.errors import ConfigError, TuneError
+from torchtune.models.llama import llama
+from torchtune.training import Progress, StepMetrics
+
+TINY = dict(vocab_size=40, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=16,
+            intermediate_dim=24, max_seq_len=32)  # fmt: skip
+
+
+def metrics(**more):
+    return StepMetrics(loss=1.0, grad_norm=1.0, lr=1e-3, tokens=10, supervised_tokens=4,
+                       tokens_per_second=5.0, peak_memory_bytes=1, seconds=2.0, **more)  # fmt: skip
+
+
+def test_first_values_follow_from_seed_and_name_alone():
+    first, second = llama(**TINY), llama(**{**TINY, "num_layers": 1})
+    training.init_weights(first, seed=1)
+    training.init_weights(second, seed=1)
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, first.state_dict()[name])
+    training.init_weights(second, seed=2)
+    assert not torch.equal(second.output_matrix(), first.output_matrix())
+    assert first.output_matrix().std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_what_a_checkpoint_filled_keeps_its_value():
+    model = llama(**TINY)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(7)
+    training.init_weights(model, seed=1, skip={"model.embed_tokens.weight"})
+    assert (model.model.embed_tokens.weight == 7).all()
+
+
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_adamw_is_torchs(fused):
+    def train(build):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 12))
+        optimizer = build([weight])
+        for _ in range(5):
+            weight.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return weight
+
+    ours = train(lambda p: training.adamw(p, lr=0.1, fused=fused))
+    theirs = train(lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_progress_counts_and_remembers_the_best():
+    progress = Progress()
+    for _ in range(3):
+        progress = progress.after(metrics(), steps_per_epoch=2)
+    assert (progress.step, progress.epoch, progress.tokens) == (3, 1, 30)
+    progress = progress.validated(2.0).validated(1.0).validated(1.5).validated(float("nan"))
+    assert (progress.best_loss, progress.best_step) == (1.0, 3)
+    assert progress.validations_since_best == 2
+
+
+def test_metrics_are_flushed_line_by_line(tmp_path):
+    logger = training.JsonlLogger(tmp_path / "m.jsonl")
+    logger.log({"loss": 1.5}, Progress(step=1))
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "epoch": 0, "loss": 1.5}
+    logger.close()
+
+
+def test_figures_are_logged_when_due_and_with_every_validation(tmp_path, capsys):
+    log = training.RunLog(speaks=True, every_n_steps=2)
+    logger = training.JsonlLogger(tmp_path / "m.jsonl")
+    log.start([logger], config={}, total=4)
+    for step in range(1, 5):
+        extra = {"val_loss": 1.0} if step == 3 else {}
+        log.log({"loss": 1.0, **extra}, Progress(step=step))
+    log.say("label", "one\ntwo")
+    log.close()
+    lines = (tmp_path / "m.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 3, 4]
+    assert "label      one\n           two\n" in capsys.readouterr().err
+
+
+def test_a_picture_of_the_losses_is_drawn(tmp_path):
+    lines = [
+        {"step": i, "loss": 3 / i, **({"val_loss": 4 / i} if i % 3 == 0 else {})}
+        for i in range(1, 20)
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    training.plot_loss(tmp_path / "m.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "m.jsonl").write_text("")
+    training.plot_loss(tmp_path / "m.jsonl", tmp_path / "empty.png")
+
+
+def test_the_record_holds_versions_and_digests(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    digests = training.data_digests({"source": str(tmp_path / "rows.jsonl")}, None)
+    expected = hashlib.sha256(b"{}").hexdigest()
+    training.record_environment(tmp_path / "e.json", data=digests)
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["data"] == {str(tmp_path / "rows.jsonl"): expected}
+    assert record["packages"]["torch"] == torch.__version__
+
+
+def test_weights_gradients_and_states_are_counted_to_the_byte():
+    model = llama(**TINY).to(torch.bfloat16)
+    model.model.embed_tokens.weight.requires_grad = False
+    frozen = model.model.embed_tokens.weight.numel()
+    count = sum(p.numel() for p in model.parameters())
+    plan = training.plan_memory(model, tokens=100)
+    assert (plan.parameters, plan.trained) == (count, count - frozen)
+    assert plan.weights == 2 * count
+    assert (plan.gradients, plan.optimizer) == (2 * (count - frozen), 4 * (count - frozen))
+    assert training.plan_memory(model, tokens=100, recompute=True).activations < plan.activations
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory: 5"]
+)
+def test_running_out_of_memory_says_what_took_it_and_what_helps(text):
+    plan = training.plan_memory(llama(**TINY), tokens=10**6)
+    with (
+        pytest.raises(TuneError, match="activations") as caught,
+        training.explain_out_of_memory(plan),
+    ):
+        raise RuntimeError(text)
+    assert caught.value.do.startswith("try, in this order: enable_activation_checkpointing")
+
+
+def test_other_errors_pass_through():
+    plan = training.plan_memory(llama(**TINY), tokens=10)
+    with pytest.raises(RuntimeError, match="shape"), training.explain_out_of_memory(plan):
+        raise RuntimeError("shape mismatch")
+
+
+def test_a_signal_is_remembered_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    stop = training.StopSignal()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_rows_are_refused_and_other_threads_noted():
+    saved = {"rows": {"seed": 1, "rows_per_step": 8}, "threads": 2}
+    assert training.check_resumed(saved, saved) == []
+    assert "threads was 2 and is 4" in training.check_resumed(saved, {**saved, "threads": 4})[0]
+    with pytest.raises(ConfigError, match=r"seed \(was 1, is 2\)"):
+        training.check_resumed(saved, {**saved, "rows": {"seed": 2, "rows_per_step": 8}})
+
+
+def test_the_same_seed_draws_the_same_numbers():
+    training.set_seed(5)
+    first = torch.rand(3)
+    training.set_seed(5)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_the_profiler_writes_a_trace(tmp_path):
+    profiler = training.torch_profiler(
+        output_dir=tmp_path, wait_steps=0, warmup_steps=1, active_steps=1
+    )
+    profiler.start()
+    for _ in range(3):
+        torch.ones(3).sum()
+        profiler.step()
+    profiler.stop()
+    assert list((tmp_path / "profile").glob("*.json*"))
