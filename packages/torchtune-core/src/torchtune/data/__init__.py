@@ -3,6 +3,7 @@
 from torchtune.data.batch import IGNORED, Batch, flat_batch, idle_batch
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.chat_template import builtin_templates, find_template
+from torchtune.data.check import CheckedRow, CheckSummary, Fault, check_rows
 from torchtune.data.documents import Documents, Preparation, split_documents
 from torchtune.data.forms import Chat, Example, Text, Tokens, to_messages
 from torchtune.data.messages import Message
@@ -25,9 +26,12 @@ __all__ = [
     "Batch",
     "Chat",
     "ChatFormat",
+    "CheckSummary",
+    "CheckedRow",
     "Documents",
     "Encoded",
     "Example",
+    "Fault",
     "Message",
     "Preparation",
     "Rows",
@@ -41,6 +45,7 @@ __all__ = [
     "auto_tokenizer",
     "best_fit",
     "builtin_templates",
+    "check_rows",
     "encode_example",
     "find_template",
     "flat_batch",

@@ -1,5 +1,6 @@
 """From rows to documents: encoded once, before training, into a few flat tensors."""
 
+import re
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.documents import Documents, Preparation
-from torchtune.data.forms import Chat, Example, Text
+from torchtune.data.forms import Chat, Example, Tokens
 from torchtune.data.rows import Rows
 from torchtune.data.tokenizer import Tokenizer
 from torchtune.data.workers import map_in_workers
@@ -69,24 +70,41 @@ def encode_example(example: Example, format: ChatFormat, train_on: str = "all") 
     Ready tokens are taken as they are.
 
     Raises:
-        DataError: The template does not take the row, or an id is not in the vocabulary.
+        DataError: The template does not take the row, its text is no valid Unicode, or an id is
+            not in the vocabulary.
     """
-    tokenizer = format.tokenizer
-    if isinstance(example, Chat):
-        wanted: Any = train_on
-        return format.encode(example.messages, train_on=wanted, tools=example.tools)
-    if isinstance(example, Text):
-        begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
-        ids = [*begin, *tokenizer.encode(example.text), tokenizer.eos_id]
-        tokens = [token for token in ids if token is not None]
-        return Encoded(tokens, [True] * len(tokens))
-    size = tokenizer.vocab_size
-    wrong = next((token for token in example.tokens if not 0 <= token < size), None)
+    if isinstance(example, Tokens):
+        _check_ids(example.tokens, format.tokenizer.vocab_size)
+        return Encoded(example.tokens, example.trained)
+    wanted: Any = train_on
+    try:
+        if isinstance(example, Chat):
+            return format.encode(example.messages, train_on=wanted, tools=example.tools)
+        return _encode_text(example.text, format.tokenizer)
+    except (TypeError, UnicodeEncodeError):  # what the backends say to half a surrogate pair
+        if not _torn(example):
+            raise
+        what = "the text holds half of a character, a lone surrogate such as \\ud83d"
+        raise DataError("E-DATA-UTF8", what, do="take it out, or write the text anew") from None
+
+
+def _encode_text(text: str, tokenizer: Tokenizer) -> Encoded:
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    ids = [*begin, *tokenizer.encode(text), tokenizer.eos_id]
+    tokens = [token for token in ids if token is not None]
+    return Encoded(tokens, [True] * len(tokens))
+
+
+def _check_ids(tokens: list[int], size: int) -> None:
+    wrong = next((token for token in tokens if not 0 <= token < size), None)
     if wrong is not None:
         what = f"token {wrong} is not in the vocabulary, which has {size}"
         do = "tokenize the rows with this model's tokenizer"
         raise DataError("E-DATA-TOKENS", what, do=do)
-    return Encoded(example.tokens, example.trained)
+
+
+def _torn(example: Example) -> bool:
+    return re.search(r"\\ud[89a-f]", repr(example)) is not None
 
 
 @dataclass(frozen=True)
