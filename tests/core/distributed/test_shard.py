@@ -1,0 +1,203 @@
+"""Two processes and one, and plain torch, compute the same losses, norms and gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.func import functional_call
+from torchtune.data import Batch
+from torchtune.distributed import (
+    clip_grad_norm,
+    fill,
+    gather_full,
+    join_world,
+    shard,
+    sync_gradients,
+)
+from torchtune.losses import LinearCrossEntropy
+from torchtune.models import auto, from_pretrained
+from torchtune.peft import lora
+from torchtune.testing import run_distributed, tiny_checkpoint
+from torchtune.training import checkpoint_activations
+
+FP32, BF16 = torch.float32, torch.bfloat16
+CASES = {
+    "plain": {},
+    "tied": {"tied": True},
+    "root resharded": {"reshard_root": True},
+    "root resharded, tied": {"reshard_root": True, "tied": True},
+    "added up in each micro-batch": {"sync_always": True},
+    "whole weights kept": {"reshard": False},
+    "recomputed": {"recompute": True},
+    "LoRA on the head": {"targets": ("q_proj", "lm_head"), "reshard_root": True},
+    "LoRA, frozen embedding": {"targets": "all-linear", "tied": True},
+    "master weights": {"compute": BF16},
+    "master weights, tied": {"compute": BF16, "tied": True},
+    "master weights, recomputed": {"compute": BF16, "recompute": True},
+    "fp32 LoRA on a bf16 base": {"compute": BF16, "base": BF16, "targets": "all-linear"},
+}
+
+
+def micro_batch(number: int) -> Batch:
+    """Return a flat micro-batch of two documents, part of it supervised."""
+    generator = torch.Generator().manual_seed(number)
+    lengths = (3 + 2 * number, 11 - number)
+    tokens = torch.randint(4, 260, (sum(lengths),), generator=generator)
+    labels = tokens.roll(-1)
+    labels[: 2 * number + 1] = -100
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    return Batch(tokens, labels, positions, lengths, int((labels >= 0).sum()), (f"row {number}",))
+
+
+def build(folder, *, tied=False, base=FP32, targets=None, **_):
+    """Load the tiny model; with adapters, give `lora_b` values, so that `lora_a` has gradients."""
+    model = from_pretrained(Path(folder) / ("tied" if tied else "untied"), dtype=base)
+    if targets:
+        lora(model, rank=2, targets=targets)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            generator = torch.Generator().manual_seed(len(name))
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(FP32) * 0.1
+    return model
+
+
+def step(folder, case):
+    """Return loss, gradient norm and gradients of one step of four micro-batches."""
+    world, model = join_world("cpu"), build(folder, **case)
+    if case.get("recompute"):
+        checkpoint_activations(model)
+    shard(
+        model,
+        world,
+        compute_dtype=case.get("compute"),
+        reshard_after_forward=case.get("reshard", True),
+    )
+    if world.size > 1 and case.get("reshard_root"):
+        model.set_reshard_after_forward(True, recurse=False)
+    batches = [micro_batch(i) for i in range(4)][world.data_rank :: world.data_size]
+    supervised = world.sum(sum(batch.supervised for batch in batches))
+    total = torch.zeros(())
+    for batch in batches:
+        sync_gradients(model, case.get("sync_always", False) or batch is batches[-1])
+        loss = model(batch, loss=LinearCrossEntropy())
+        (loss / supervised).backward()
+        total += loss.detach()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: gather_full(p.grad).clone() for name, p in trained.items()}
+    norm = clip_grad_norm(trained.values(), None)
+    return world.sum(total) / supervised, norm, gradients
+
+
+def forward_after_filling(folder):
+    """Change the root's weights between two forwards without backward."""
+    world = join_world("cpu")
+    model, tokens = shard(build(folder), world), torch.arange(4, 9)[None]
+    with torch.no_grad():
+        model(tokens)
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+        return model(tokens)
+
+
+def meta_model(folder):
+    """Cut a model that has no memory yet, give it some, and compute."""
+    world, loaded = join_world("cpu"), build(folder)
+    with torch.device("meta"):
+        model = auto(Path(folder) / "untied")
+    model = shard(model, world, compute_dtype=BF16).to_empty(device=world.device)
+    for (_, empty), (_, full) in zip(
+        model.named_parameters(), loaded.named_parameters(), strict=True
+    ):
+        fill(empty, full.detach())
+    with torch.no_grad():
+        return model(torch.arange(4, 9)[None])
+
+
+def step_all(folder):
+    """Take the step in every case; one start of processes serves them all."""
+    results = {name: step(folder, case) for name, case in CASES.items()}
+    return {**results, "filled": forward_after_filling(folder), "meta": meta_model(folder)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two checkpoints whose sizes do not divide evenly by two everywhere."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("tied", "untied"):
+        sizes = {"intermediate_size": 33, "vocab_size": 261}
+        tiny_checkpoint(folder / name, tie_word_embeddings=name == "tied", **sizes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(folder):
+    """Each case's results on two processes."""
+    return run_distributed(step_all, 2, folder)
+
+
+def assert_same_step(mine, theirs, *, rtol=1e-5):
+    """Compare loss, norm, and each gradient by the norm of the difference."""
+    torch.testing.assert_close(mine[0], theirs[0], rtol=rtol, atol=0)
+    torch.testing.assert_close(mine[1], theirs[1], rtol=rtol, atol=0)
+    assert mine[2].keys() == theirs[2].keys()
+    for name, gradient in theirs[2].items():
+        assert mine[2][name].dtype == gradient.dtype
+        assert (mine[2][name] - gradient).norm() <= rtol * gradient.norm(), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_take_the_step_of_one(folder, of_two, name):
+    alone = step(folder, CASES[name])
+    for rank in of_two:
+        assert_same_step(rank[name], alone)
+
+
+def reference(folder, case):
+    """Take the same step with weights cast by functional_call; in fp32 with plain cross-entropy."""
+    model = build(folder, **case)
+    total, supervised = torch.zeros(()), sum(micro_batch(i).supervised for i in range(4))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for batch in map(micro_batch, range(4)):
+        dtype = case.get("compute", FP32)
+        weights = {name: p.to(dtype) for name, p in model.named_parameters()}
+        if dtype == FP32:
+            logits = functional_call(model, weights, (batch,))
+            loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        else:
+            loss = functional_call(model, weights, (batch,), {"loss": LinearCrossEntropy()})
+        (loss / supervised).backward()
+        total += loss.detach()
+    gradients = {name: p.grad for name, p in trained.items()}
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    return total / supervised, norm, gradients
+
+
+REFERENCED = ["plain", "tied", "LoRA on the head", "master weights", "master weights, tied"]
+
+
+@pytest.mark.parametrize("name", [*REFERENCED, "fp32 LoRA on a bf16 base"])
+def test_one_process_takes_the_step_of_plain_torch(folder, name):
+    assert_same_step(step(folder, CASES[name]), reference(folder, CASES[name]))
+
+
+def test_outside_of_the_forward_the_weights_are_the_masters(folder):
+    model = build(folder)
+    names = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    shard(model, join_world("cpu"), compute_dtype=BF16)
+    with torch.no_grad():
+        assert model(torch.arange(4, 9)[None]).dtype == BF16
+    with pytest.raises(IndexError):
+        model(torch.tensor([[10_000]]))  # a forward that fails leaves the masters, too
+    assert {name: parameter.dtype for name, parameter in model.named_parameters()} == names
+    assert model.output_matrix().dtype == FP32
+
+
+def test_a_forward_without_backward_leaves_no_stale_weights(folder, of_two):
+    for rank in of_two:
+        torch.testing.assert_close(rank["filled"], forward_after_filling(folder))
+
+
+def test_a_model_may_be_cut_before_it_has_memory(folder, of_two):
+    expected = build(folder, base=BF16)(torch.arange(4, 9)[None]).detach()
+    for logits in [meta_model(folder), *(rank["meta"] for rank in of_two)]:
+        assert torch.equal(logits, expected)
