@@ -31,8 +31,13 @@ BAD = object()
         ("None", Optional[str], None),  # noqa: UP045 - both spellings are met
         ("None", str | None, None),
         ("07", str, "07"),
-        ("true", str, BAD),
-        ("[1]", str, BAD),
+        ("no", str, "no"),
+        ("[1]", str, "[1]"),
+        (" a\n b ", str, " a\n b "),
+        ("'1'", str, "1"),
+        ("# a", str, "# a"),
+        ("", str, ""),
+        ("", int, BAD),
         ("auto", bool | str | None, "auto"),
         ("false", bool | str | None, False),
         ("bf16", Literal["bf16", "fp32"], "bf16"),
@@ -62,6 +67,11 @@ def test_a_value_becomes_the_type_or_a_fault(text, kind, value):
         assert "'key" in into.faults[0].what and "found" in into.faults[0].what
     else:
         assert not into.faults and found == value and type(found) is type(value)
+
+
+def test_text_in_a_file_is_no_list(faults):
+    (fault,) = faults("output_dir: [1]\n")
+    assert "must be text, found [1]" in fault.what
 
 
 def test_a_fault_inside_a_list_names_its_place():

@@ -27,6 +27,7 @@ and `Component`. Everything that a config gives is plain Python and can be pickl
 from torchtune.config.build import build
 from torchtune.config.checks import Checks, checks
 from torchtune.config.files import lacks_files
+from torchtune.config.names import nearest
 from torchtune.config.parser import TuneArgumentParser
 from torchtune.config.recipe_file import read_params
 from torchtune.config.registry import locate, trust
@@ -44,6 +45,7 @@ __all__ = [
     "choose_recipe",
     "lacks_files",
     "locate",
+    "nearest",
     "read_params",
     "resolved_yaml",
     "trust",

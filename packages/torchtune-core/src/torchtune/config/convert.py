@@ -39,7 +39,7 @@ def place(key: str, where: str) -> str:
 def convert(node: Node, kind: Any, key: str, into: Converted) -> Any:
     """Return the plain value of `node` as the type `kind`; faults go to `into`.
 
-    An int is taken for a float, a whole float for an int, a number for text (as it was written).
+    An int is taken for a float, a whole float for an int, and for text what was written.
     Types that YAML cannot express (a class of some library) take any plain value.
     """
     kind = Any if is_component(kind) else strip(kind)
@@ -72,9 +72,9 @@ def _scalar(node: Node, kind: Any) -> tuple[bool, Any]:
     if kind is int or kind is float:
         return _number(value, kind)
     if kind is str or kind is Path:
-        textual = isinstance(value, str | int | float) and not isinstance(value, bool)
         text = value if isinstance(value, str) else node.text
-        return textual, kind(text) if textual else None
+        fits = value is not None and (bool(text) or isinstance(value, str))
+        return fits, kind(text) if fits else None
     return _foreign(kind), node.plain()
 
 
@@ -100,14 +100,20 @@ def _union(node: Node, kind: Any, key: str, into: Converted) -> Any:
     members = [strip(member) for member in get_args(kind)]
     if any(is_component(member) for member in get_args(kind)):
         return node.plain()
-    exact = [kind for kind in members if kind is type(node.value)]
-    for member in exact + members:
+    for member in sorted(members, key=lambda member: not _exact(node.value, member)):
         trial = Converted()
         value = convert(node, member, key, trial)
         if not trial.faults:
             return value
     into.fault(key, node, kind)
     return None
+
+
+def _exact(value: Any, kind: Any) -> bool:
+    """Whether a value is of this kind as it was read, so that the kind goes before its likes."""
+    kind = get_origin(kind) or kind
+    kinds = SEQUENCES if isinstance(value, list) else MAPPINGS if isinstance(value, dict) else ()
+    return kind is type(value) or kind in kinds
 
 
 def _sequence(node: Node, kind: Any, key: str, into: Converted) -> Any:

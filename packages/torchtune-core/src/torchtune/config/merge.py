@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torchtune.config.convert import place
 from torchtune.config.names import nearest
-from torchtune.config.reader import COMMAND_LINE, Node
+from torchtune.config.reader import COMMAND_LINE, UNREAD, Node
 from torchtune.config.schema import Key
 from torchtune.config.signature import COMPONENT
 from torchtune.errors import ConfigError, TuneError
@@ -91,8 +91,10 @@ def bare(node: Node) -> Node:
     """
     if isinstance(node.value, list):
         return replace(node, value=[bare(item) for item in node.value])
-    if node.value is None or isinstance(node.value, dict):
+    if node.value is None or node.value is UNREAD:
         return node
+    if isinstance(node.value, dict):
+        return replace(node, text="")
     name = Node(node.text or str(node.value), node.where, node.text)
     return Node({COMPONENT: name}, node.where, name.value)
 

@@ -158,9 +158,9 @@ def read_text(text: str, name: str) -> tuple[Node, list[TuneError]]:
 
 
 def read_value(text: str, where: str = COMMAND_LINE) -> Node:
-    """Read the value of ``key=value``: YAML where it is a scalar, list or mapping in brackets.
+    """Read the value of ``key=value``: a number, a word such as null, or brackets, as in YAML.
 
-    Anything else, such as ``Hello: you``, is text as it stands.
+    Anything else, such as ``Hello: you``, is text as it stands, outer quotes removed.
     """
     loader = ConfigLoader(text)
     try:
@@ -172,11 +172,10 @@ def read_value(text: str, where: str = COMMAND_LINE) -> Node:
     finally:
         loader.dispose()
     bracketed = text.lstrip().startswith(("[", "{"))
-    if walk.faults or (isinstance(node.value, dict | list) and not bracketed):
+    written = root is None or (isinstance(node.value, str) and not root.style)  # line breaks too
+    if written or walk.faults or (isinstance(node.value, dict | list) and not bracketed):
         return Node(text, where, text)
-    if root is None:
-        return Node("", where, "")
-    return Node(text if isinstance(node.value, str) and "#" in text else node.value, where, text)
+    return Node(node.value, where, text)
 
 
 def _syntax_fault(error: yaml.YAMLError, name: str) -> ConfigError:

@@ -39,10 +39,8 @@ def choose_recipe(config: str | Path, recipes: Mapping[str, str | Path]) -> str:
     if named is not None:
         return _named(named, recipes)
     words = [word for word in root.value if word != RECIPE]
-    unknown = {
-        name: len([word for word in words if word not in keys_of(read_params(path))])
-        for name, path in recipes.items()
-    }
+    keys = {name: keys_of(read_params(path)) for name, path in recipes.items()}
+    unknown = {name: len([w for w in words if w not in known]) for name, known in keys.items()}
     fewest = min(unknown.values(), default=0)
     best = [name for name, count in unknown.items() if count == fewest]
     if len(best) == 1 and fewest < max(len(words), 1):
