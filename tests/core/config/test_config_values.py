@@ -36,6 +36,7 @@ BAD = object()
         (" a\n b ", str, " a\n b "),
         ("'1'", str, "1"),
         ("# a", str, "# a"),
+        ("\x1b[1m", str, "\x1b[1m"),
         ("", str, ""),
         ("", int, BAD),
         ("auto", bool | str | None, "auto"),

@@ -64,7 +64,7 @@ def test_a_bad_text_is_one_fault_with_its_line(faults, text, line, says):
 
 
 @pytest.mark.parametrize(
-    "data", [b"- a\n- b\n", b"just text\n", b"a: \xff\xfe\n", b"#" * 2_000_000]
+    "data", [b"- a\n- b\n", b"just text\n", b"a: \xff\xfe\n", b"#" * 2_000_000, b"a: \x1b"]
 )
 def test_a_file_that_is_no_mapping_of_text_is_one_fault(faults, tmp_path, data):
     file = tmp_path / "run.yaml"

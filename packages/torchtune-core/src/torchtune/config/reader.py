@@ -140,8 +140,8 @@ def read_file(path: str | Path) -> tuple[Node, list[TuneError]]:
 
 def read_text(text: str, name: str) -> tuple[Node, list[TuneError]]:
     """Read the text of a config called `name` in messages; as `read_file`."""
-    loader = ConfigLoader(text)
     try:
+        loader = ConfigLoader(text)  # refuses control characters
         root = loader.get_single_node()
         if root is None:
             return Node({}, name), []
@@ -149,8 +149,6 @@ def read_text(text: str, name: str) -> tuple[Node, list[TuneError]]:
         node = walk.node(root, 0)
     except yaml.YAMLError as error:
         return Node(UNREAD, name), [_syntax_fault(error, name)]
-    finally:
-        loader.dispose()
     if not isinstance(node.value, dict) and not walk.faults:
         what = f"a config is a mapping of keys to values, not {type(node.value).__name__}"
         walk.faults.append(ConfigError("E-CONFIG-YAML", what, where=node.where))
@@ -162,15 +160,13 @@ def read_value(text: str, where: str = COMMAND_LINE) -> Node:
 
     Anything else, such as ``Hello: you``, is text as it stands, outer quotes removed.
     """
-    loader = ConfigLoader(text)
     try:
+        loader = ConfigLoader(text)
         root = loader.get_single_node()
         walk = _Walk(loader, where, lines=False)
         node = Node(None, where, text) if root is None else walk.node(root, 0)
     except yaml.YAMLError:
         return Node(text, where, text)
-    finally:
-        loader.dispose()
     bracketed = text.lstrip().startswith(("[", "{"))
     written = root is None or (isinstance(node.value, str) and not root.style)  # line breaks too
     if written or walk.faults or (isinstance(node.value, dict | list) and not bracketed):
