@@ -1,5 +1,7 @@
 """Every shipped config: it is right, short, and its header says what is so."""
 
+import json
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import yaml
 from torchtune.config import validate
 from torchtune.models import llama
 from torchtune.peft import lora
+from torchtune.testing import check_config
 from torchtune.training import plan_memory
 from torchtune_recipes import catalog
 
@@ -30,6 +33,22 @@ def test_a_config_has_no_faults(config):
     recipe = catalog.resolve_recipe(config.recipe)
     faults, _ = validate(recipe, config.path)
     assert [str(fault) for fault in faults] == []
+
+
+def run_of(config):
+    """Return what a config asks for, less the files that `check_config` replaces."""
+    keys = yaml.safe_load(config.path.read_text())
+    return json.dumps([config.recipe, {**keys, "checkpoint": "", "output_dir": ""}])
+
+
+@pytest.mark.parametrize(
+    "config", {run_of(entry): entry for entry in CONFIGS}.values(), ids=lambda e: e.name
+)
+def test_its_recipe_runs_each_config_that_differs_in_more_than_files(config):
+    lines = check_config(config.path, catalog.resolve_recipe(config.recipe))
+    assert [line["step"] for line in lines] == [*range(1, len(lines) + 1)]
+    assert 2 <= len(lines) <= 4
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
 
 
 @each_config

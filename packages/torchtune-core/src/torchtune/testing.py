@@ -1,9 +1,12 @@
 """For tests of ours and of plug-ins: several processes, a tiny checkpoint, tiny data."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -16,7 +19,7 @@ from typing import Any, TypeVar
 
 from torchtune.errors import TuneError
 
-__all__ = ["run_distributed", "tiny_checkpoint", "tiny_rows"]
+__all__ = ["check_config", "run_distributed", "tiny_checkpoint", "tiny_rows"]
 
 R = TypeVar("R")
 
@@ -353,3 +356,71 @@ _ROW_FORMS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "qa": lambda question, answer: {"question": question, "answer": answer},
     "text": lambda question, answer: {"text": f"{question}\n{answer}"},
 }
+
+
+def check_config(
+    config: str | Path, recipe: str | Path, *, rows: str | Path | None = None, steps: int = 2
+) -> list[dict[str, Any]]:
+    """Check a config, and let its recipe run it on a tiny model; return the lines of its metrics.
+
+    Only the model's sizes, the tokenizer's files, the rows and the output folder are replaced, no
+    other key. The recipe's file runs in this process, as the program that it is.
+
+    Args:
+        config: The YAML.
+        recipe: The recipe's file; ``tune ls --json`` says where those that ship are.
+        rows: The data; by default `tiny_rows`, enough for one epoch of `steps` steps.
+        steps: Optimizer steps, where the config does not say ``max_steps`` or ``epochs``.
+
+    Raises:
+        ConfigError: The config has faults; several come as `Faults`.
+        TuneError: The recipe fails; what it said is in the message.
+    """
+    from torchtune.config import TuneArgumentParser, read_params
+
+    params: Any = TuneArgumentParser(read_params(recipe)).parse_args(["--config", str(config)])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = rows or tiny_rows(folder, _rows_of(params, steps))
+        words = ["--config", str(config), *_replacements(params, folder, Path(rows).resolve())]
+        _run_file(recipe, words)
+        lines = (folder / "output" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+TINY_BUILDER = {
+    **{"vocab_size": 260, "embed_dim": 32, "intermediate_dim": 64, "num_layers": 2},
+    **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 8},
+}
+"""Arguments that make a builder's model the one of `tiny_checkpoint`."""
+
+
+def _rows_of(params: Any, steps: int) -> int:
+    """Return how many of the rows of `tiny_rows`, of some 60 tokens, `steps` steps take."""
+    count = steps * params.batch_size * params.gradient_accumulation_steps
+    return count * max(1, params.max_seq_len // 60) if params.packed else count
+
+
+def _replacements(params: Any, folder: Path, rows: Path) -> list[str]:
+    model = tiny_checkpoint(folder / "model", max_position_embeddings=2**17)
+    words = [f"output_dir={folder / 'output'}"]
+    words += [f"checkpoint={model}"] if params.checkpoint else []
+    if params.model["_component_"] != "auto":
+        words += [f"model.{key}={value}" for key, value in TINY_BUILDER.items()]
+    if params.tokenizer["_component_"] != "auto":
+        words += ["tokenizer=tokenizer_json", f"tokenizer.path={model / 'tokenizer.json'}"]
+    datasets = [key for key in ("dataset", "dataset_val") if getattr(params, key)]
+    return words + [f"{key}.source={rows}" for key in datasets]
+
+
+def _run_file(path: str | Path, words: Sequence[str]) -> None:
+    said, before = io.StringIO(), sys.argv
+    sys.argv = [str(path), *words]
+    try:
+        with contextlib.redirect_stderr(said):
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise TuneError("E-CHECK-CONFIG", f"{path} failed: {said.getvalue()}") from None
+    finally:
+        sys.argv = before
