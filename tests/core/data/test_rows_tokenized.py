@@ -55,6 +55,17 @@ def test_ready_tokens_are_taken_as_they_are(tmp_path, tokenizer):
     assert mask_of(documents) == [[0, 0, 1, 1]]
 
 
+def test_rows_of_a_program_need_no_file(tmp_path, tokenizer):
+    rows = [{"text": "Once upon a time."}, {"prompt": "Say ho.", "completion": "Ho."}]
+    datasets = pytest.importorskip("datasets")
+    read = tokenize_rows(load_rows(write(tmp_path, *rows)), tokenizer, max_seq_len=512)
+    given = tokenize_rows(rows, tokenizer, max_seq_len=512)
+    table = tokenize_rows(datasets.Dataset.from_list(rows[:1]), tokenizer, max_seq_len=512)
+    assert ids_of(read) == ids_of(given)
+    assert ids_of(read)[:1] == ids_of(table)
+    assert given.where(1) == "memory:2"
+
+
 def test_long_rows_are_cut_from_the_right_without_an_end_token(tmp_path, tokenizer):
     row = {"instruction": "Tell.", "output": "There was a little girl. " * 40}
     path = write(tmp_path, {"text": "Hi."}, row)

@@ -1,15 +1,16 @@
 """What the model will see of each row, and the faults that people meet in their data."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 from torchtune.data.batch import IGNORED
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.forms import Chat, Example, Text, Tokens
 from torchtune.data.preparation import encode_example
-from torchtune.data.rows import Rows
+from torchtune.data.rows import Rows, as_rows
 from torchtune.data.tokenizer import Tokenizer
 from torchtune.errors import ConfigError, DataError
 
@@ -85,12 +86,16 @@ class CheckedRow:
 
 
 def check_rows(
-    rows: Rows, format: ChatFormat | Tokenizer, *, max_seq_len: int, limit: int | None = None
+    rows: Rows | Sequence[dict[str, Any]],
+    format: ChatFormat | Tokenizer,
+    *,
+    max_seq_len: int,
+    limit: int | None = None,
 ) -> Iterator[CheckedRow]:
     """Yield each row in the order of the data, with its faults; a bad row stops nothing.
 
     Args:
-        rows: From `load_rows`.
+        rows: From `load_rows`, or a list of dicts, or a ``datasets.Dataset``.
         format: The model's chat format, or a tokenizer, whose own template is then used.
         max_seq_len: Where rows are cut.
         limit: Stop after so many rows.
@@ -99,6 +104,7 @@ def check_rows(
         DataError: There are no rows.
         MissingError: Chat rows, and a model without a chat template.
     """
+    rows = as_rows(rows)
     if not len(rows):
         names = ", ".join(source.name for source in rows.sources[:3])
         raise DataError("E-DATA-EMPTY", "the data set has no rows", where=names)

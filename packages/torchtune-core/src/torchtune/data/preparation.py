@@ -3,7 +3,7 @@
 import re
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from torch import Tensor
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.documents import Documents, Preparation
 from torchtune.data.forms import Chat, Example, Tokens
-from torchtune.data.rows import Rows
+from torchtune.data.rows import Rows, TrainOn, as_rows
 from torchtune.data.tokenizer import Tokenizer
 from torchtune.data.workers import map_in_workers
 from torchtune.errors import DataError, TuneError
@@ -27,7 +27,7 @@ Compact: TypeAlias = tuple["array[int]", bytes]  # tokens as int32, trained as 0
 
 
 def tokenize_rows(
-    rows: Rows,
+    rows: Rows | Sequence[dict[str, Any]],
     format: ChatFormat | Tokenizer,
     *,
     max_seq_len: int,
@@ -40,7 +40,7 @@ def tokenize_rows(
     and left out stands in the ``report`` of the result.
 
     Args:
-        rows: From `load_rows`.
+        rows: From `load_rows`, or a list of dicts, or a ``datasets.Dataset``.
         format: The model's chat format, or a tokenizer, whose own template is then used.
         max_seq_len: The most tokens of a document.
         workers: Processes that encode; 0 does it here. They pay from some ten thousand rows on.
@@ -51,7 +51,7 @@ def tokenize_rows(
             or none of them has a supervised token.
         MissingError: Chat rows, and a model without a chat template.
     """
-    started, taken = time.monotonic(), _Taken(max_seq_len)
+    rows, started, taken = as_rows(rows), time.monotonic(), _Taken(max_seq_len)
     encode = _Encode(
         format if isinstance(format, ChatFormat) else ChatFormat(format), rows.train_on
     )
@@ -63,7 +63,7 @@ def tokenize_rows(
     return taken.documents(rows, time.monotonic() - started)
 
 
-def encode_example(example: Example, format: ChatFormat, train_on: str = "all") -> Encoded:
+def encode_example(example: Example, format: ChatFormat, train_on: TrainOn = "all") -> Encoded:
     """Return the tokens of what a row means, and which of them are trained; nothing is cut.
 
     Plain text begins with BOS where the model's texts do and ends with its end token, all trained.
@@ -76,10 +76,9 @@ def encode_example(example: Example, format: ChatFormat, train_on: str = "all") 
     if isinstance(example, Tokens):
         _check_ids(example.tokens, format.tokenizer.vocab_size)
         return Encoded(example.tokens, example.trained)
-    wanted: Any = train_on
     try:
         if isinstance(example, Chat):
-            return format.encode(example.messages, train_on=wanted, tools=example.tools)
+            return format.encode(example.messages, train_on=train_on, tools=example.tools)
         return _encode_text(example.text, format.tokenizer)
     except (TypeError, UnicodeEncodeError):  # what the backends say to half a surrogate pair
         if not _torn(example):
@@ -112,7 +111,7 @@ class _Encode:
     """Encodes one row; goes to the workers."""
 
     format: ChatFormat
-    train_on: str
+    train_on: TrainOn
 
     def __call__(self, example: Example) -> Compact:
         encoded = encode_example(example, self.format, self.train_on)

@@ -4,24 +4,25 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from torchtune.data.conversations import read_tools, read_turns
 from torchtune.data.forms import Chat, Example, Form, choose_form, told_forms
-from torchtune.data.sources import Source, open_sources
+from torchtune.data.sources import MemoryRows, Source, open_sources
 from torchtune.errors import ConfigError, DataError
 
-__all__ = ["Rows", "alpaca", "alpaca_cleaned", "load_rows"]
+__all__ = ["Rows", "alpaca", "alpaca_cleaned", "as_rows", "load_rows"]
 
-TRAIN_ON = ("all", "last")
-TransformFunction = Callable[[dict[str, Any]], Any]
+TrainOn: TypeAlias = Literal["all", "last"]
+Format: TypeAlias = Literal["tokens", "messages", "sharegpt", "alpaca", "qa", "text"]
+TransformFunction: TypeAlias = Callable[[dict[str, Any]], Any]
 
 
 class Rows:
     """The rows of some sources in order, read one by one when asked for.
 
     Args:
-        sources: Files or hub datasets.
+        sources: Files, hub datasets, or `MemoryRows`.
         format: The form of the rows; None to recognise it by the columns, in each source.
         columns: Which column each part of the form is, where the names differ.
         transform: From a row to its messages, instead of a form.
@@ -32,10 +33,10 @@ class Rows:
         self,
         sources: Sequence[Source],
         *,
-        format: str | None = None,
+        format: Format | None = None,
         columns: Mapping[str, str] | None = None,
         transform: TransformFunction | None = None,
-        train_on: str = "all",
+        train_on: TrainOn = "all",
     ) -> None:
         self.sources, self.train_on = list(sources), train_on
         self._told, self._columns = told_forms(format, columns), columns
@@ -123,15 +124,20 @@ def _value(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def as_rows(rows: Rows | Sequence[dict[str, Any]]) -> Rows:
+    """Return rows as they are, or a program's own list of dicts as rows of recognised forms."""
+    return rows if isinstance(rows, Rows) else Rows([MemoryRows(rows)])
+
+
 def load_rows(
     source: str | Path | Sequence[str | Path],
     *,
     split: str = "train",
     name: str | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     columns: dict[str, str] | None = None,
     transform: str | TransformFunction | None = None,
-    train_on: str = "all",
+    train_on: TrainOn = "all",
 ) -> Rows:
     """Open the rows of a file, a folder or a dataset of the hub.
 
@@ -159,8 +165,8 @@ def load_rows(
         ConfigError: An argument has no meaning here.
         DataError: A file is damaged, or the columns are not recognised; file and line are named.
     """
-    if train_on not in TRAIN_ON:
-        what = f"train_on is {train_on!r}; it can be {' or '.join(TRAIN_ON)}"
+    if train_on not in get_args(TrainOn):
+        what = f"train_on is {train_on!r}; it can be {' or '.join(get_args(TrainOn))}"
         raise ConfigError("E-DATA-TRAIN-ON", what, where="dataset.train_on")
     return Rows(
         open_sources(source, split=split, name=name),
@@ -179,7 +185,7 @@ def _function(path: str) -> TransformFunction:
 
 
 def alpaca(
-    *, source: str = "tatsu-lab/alpaca", split: str = "train", train_on: str = "all"
+    *, source: str = "tatsu-lab/alpaca", split: str = "train", train_on: TrainOn = "all"
 ) -> Rows:
     """Return Stanford Alpaca, 52,002 instructions, from the hub.
 
@@ -189,7 +195,7 @@ def alpaca(
 
 
 def alpaca_cleaned(
-    *, source: str = "yahma/alpaca-cleaned", split: str = "train", train_on: str = "all"
+    *, source: str = "yahma/alpaca-cleaned", split: str = "train", train_on: TrainOn = "all"
 ) -> Rows:
     """Return Alpaca with its wrong and empty answers mended, 51,760 instructions, from the hub.
 

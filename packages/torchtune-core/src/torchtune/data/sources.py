@@ -11,7 +11,7 @@ from torchtune.data.tables import HubDataset, Table
 from torchtune.data.text_files import CsvFile, JsonLines, Row, TextLines, read_bytes
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["Source", "open_sources"]
+__all__ = ["MemoryRows", "Source", "open_sources"]
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 SPLITS = {
@@ -43,6 +43,30 @@ class Source(Protocol):
     def where(self, index: int) -> str:
         """Return ``name:line``."""
         ...
+
+
+class MemoryRows:
+    """Rows that a program has already: a list of dicts, or a ``datasets.Dataset``."""
+
+    name = "memory"
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> Row:
+        """Return row `index`."""
+        return self._rows[index]
+
+    def line(self, index: int) -> int:
+        """Return its number, counted from 1."""
+        return index + 1
+
+    def where(self, index: int) -> str:
+        """Return ``memory:number``."""
+        return f"{self.name}:{index + 1}"
 
 
 class Part:
@@ -167,7 +191,7 @@ def _split_of(path: Path) -> str | None:
 
 
 def _may_be_hub(source: str) -> bool:
-    plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+    plain = re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     return bool(plain) and not source.endswith(SUFFIXES) and source[0] != "."
 
 

@@ -39,7 +39,8 @@ class Steps:
         max_seq_len: Longest document; with `packed`, a micro-batch holds up to
             ``batch_size * max_seq_len`` tokens.
         packed: Fill micro-batches best-fit to that budget instead of by number of rows.
-        shuffle: Another order in each epoch, instead of the order of the data.
+        shuffle: Another order in each epoch, instead of the order of the data (when packed: the
+            same micro-batches in the same order).
         seed: Of the order.
         rank: This process among those that share the data.
         size: How many share the data.
