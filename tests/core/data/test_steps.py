@@ -105,3 +105,16 @@ def test_a_row_longer_than_a_micro_batch_is_named():
         Steps(documents(), batch_size=4, max_seq_len=10)
     with pytest.raises(DataError, match="E-DATA-EMPTY"):
         Steps(Documents.of([]), batch_size=4, max_seq_len=10)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_equal_identities_are_equal_steps(packed):
+    alone, pair = (
+        world(1, packed=packed, gradient_accumulation_steps=2)[0],
+        world(2, packed=packed)[0],
+    )
+    assert alone.identity() == pair.identity()
+    for change in ({"seed": 8}, {"shuffle": False}, {"max_steps_per_epoch": 3}, {"batch_size": 1}):
+        assert world(2, packed=packed, **change)[0].identity() != pair.identity()
+    half = world(2, packed=packed, batch_size=1, gradient_accumulation_steps=2)[0]
+    assert (half.identity() == pair.identity()) is not packed  # smaller budgets, other neighbours

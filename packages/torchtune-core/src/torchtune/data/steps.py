@@ -67,7 +67,8 @@ class Steps:
         _check_lengths(documents, batch_size * max_seq_len if packed else max_seq_len)
         self.documents, self.batch_size = documents, batch_size
         self.shuffle, self.seed, self.rank, self.size = shuffle, seed, rank, size
-        self._packing = Packing(documents.lengths, batch_size * max_seq_len) if packed else None
+        self._budget = batch_size * max_seq_len if packed else 0  # tokens of a micro-batch
+        self._packing = Packing(documents.lengths, self._budget) if packed else None
         units = len(documents) if self._packing is None else len(self._packing)
         self._round = size * (1 if packed else batch_size)  # units of one micro-batch, all ranks
         self._units, self._step = units, self._round * gradient_accumulation_steps
@@ -87,11 +88,11 @@ class Steps:
         """
         return {
             "data_sha256": self.documents.digest(),
-            "rows_per_step": self._step * (self.batch_size if self._packing else 1),
+            "packed_micro_batches_per_step" if self._budget else "rows_per_step": self._step,
             "steps_per_epoch": self.per_epoch,
             "shuffle": self.shuffle,
             "seed": self.seed,
-            "packed": self._packing is not None,
+            "packed_tokens": self._budget,
         }
 
     def after(self, progress: HasStep | None = None) -> Iterator[list[Batch]]:
