@@ -284,6 +284,7 @@ for _ in range(25):
         "damaged": damaged_files(step) if step else [],
         "latest": step is None or (out / "latest").resolve() == step,
     }))
+    told_file.write_text(step.name[5:] if step else "0")
 """
 
 

@@ -1,5 +1,6 @@
 """Weights on disk: what transformers saves we load, what we save it loads, and bad files."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from torchtune.checkpoint import load_model, read_weights, save_model, weights_digest
+from torchtune.checkpoint import (
+    RunFolder,
+    load_model,
+    read_weights,
+    save_model,
+    weights_digest,
+)
 from torchtune.distributed import World
 from torchtune.errors import ConfigError, MissingError
 
@@ -236,3 +243,21 @@ def test_the_digest_tells_weights_apart_and_nothing_else(tmp_path):
         model.model.norm.weight[0] += 1e-3
     model.save_pretrained(tmp_path / "c", max_shard_size="5KB")
     assert digest != weights_digest(tmp_path / "c")
+
+
+def test_the_manifest_has_the_sha256_of_what_was_streamed(tmp_path):
+    sizes = [3, 400_000, 1_100_000, 5, 700_000, 300_000, 9_000_000]  # joined, direct, and mixed
+    model = Bag({f"p{number}": torch.randn(size) for number, size in enumerate(sizes)})
+    run = RunFolder(tmp_path, World())
+    with run.writing(1) as folder:
+        save_model(model, folder, world=World(), config={}, max_shard_bytes=10_000_000)
+    run.close()
+    step = tmp_path / "step_000001"
+    files = json.loads((step / "manifest.json").read_text())["files"]
+    assert {path.name for path in step.iterdir()} == {*files, "manifest.json"}
+    for name, fields in files.items():
+        content = (step / name).read_bytes()
+        assert fields == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    loaded = Bag({name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    load_model(loaded, step)
+    assert_same_weights(loaded, model)

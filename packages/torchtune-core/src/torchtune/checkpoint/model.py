@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torchtune.checkpoint.disk import OutputFile, on_main
+from torchtune.checkpoint.disk import on_main
+from torchtune.checkpoint.output_file import OutputFile
 from torchtune.checkpoint.safetensors_file import nbytes, write_tensors
 from torchtune.checkpoint.weights import INDEX_FILE, WEIGHTS_FILE, Weights, read_weights
 from torchtune.errors import ConfigError, MissingError, TuneError

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchtune.checkpoint.disk import Digest, disk_error, flush, on_main, recording
+from torchtune.checkpoint.disk import disk_error, flush, on_main
 from torchtune.checkpoint.manifest import (
     damaged_files,
     latest_step,
@@ -18,6 +18,7 @@ from torchtune.checkpoint.manifest import (
     step_name,
     whole_steps,
 )
+from torchtune.checkpoint.output_file import Recording, recording
 from torchtune.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class RunFolder:
         partial = self.path / f".{step_name(step)}.partial"
         on_main(self.world, lambda: _make_empty(partial), partial)
         try:
-            with recording() as known:
+            with recording() as files:
                 yield partial
-                on_main(self.world, lambda: self._seal(partial, step, known), partial)
+                on_main(self.world, lambda: self._seal(partial, step, files), partial)
         except BaseException as error:
             if self.world.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -162,10 +163,10 @@ class RunFolder:
             )
         return named
 
-    def _seal(self, partial: Path, step: int, known: dict[Path, Digest]) -> None:
+    def _seal(self, partial: Path, step: int, files: Recording) -> None:
         last = latest_step(self.path)
         before = read_manifest(last) if last else None
-        seal(partial, step=step, order=before.order + 1 if before else 1, known=known)
+        seal(partial, step=step, order=before.order + 1 if before else 1, known=files.digests())
 
     def _publish(self, partial: Path, step: int) -> None:
         place = self.path / step_name(step)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from torchtune.checkpoint.disk import OutputFile
+from torchtune.checkpoint.output_file import OutputFile
 from torchtune.errors import MissingError, TuneError
 
 if TYPE_CHECKING:
