@@ -1,18 +1,23 @@
 """What a run tells while it goes: lines and a bar for the eye, figures for loggers."""
 
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from torchtune.training.loggers import Logger
+from torchtune.training.plot import plot_loss
 from torchtune.training.progress import Progress
 
 __all__ = ["RunLog"]
 
 SHOWN = {"loss": "{:.4f}", "val_loss": "{:.4f}", "lr": "{:.2e}", "tokens_per_second": "{:,.0f}"}
 """The figures beside the progress bar."""
+
+SECONDS_BETWEEN_PICTURES = 60
 
 
 class RunLog:
@@ -28,6 +33,7 @@ class RunLog:
         self.every_n_steps = every_n_steps
         self._loggers: Sequence[Logger] = ()
         self._bar: tqdm[Any] | None = None
+        self._drawn = time.monotonic()
 
     def say(self, label: str, text: object) -> None:
         """Print lines on stderr, the first behind `label`."""
@@ -55,9 +61,28 @@ class RunLog:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
-    def close(self) -> None:
-        """End the bar and the loggers."""
+    def draw(self, folder: Path, *, at_once: bool = False) -> None:
+        """Draw `loss.png` from the `metrics.jsonl` of a run's folder, once a minute at most.
+
+        Args:
+            folder: The run's output folder.
+            at_once: Draw whenever the last time was.
+        """
+        if self.speaks and (at_once or time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES):
+            plot_loss(folder / "metrics.jsonl", folder / "loss.png")
+            self._drawn = time.monotonic()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the bar, so that what is said next, an error too, begins on a line of its own."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """End the bar and the loggers."""
+        self.__exit__()
         for logger in self._loggers:
             logger.close()

@@ -289,7 +289,7 @@ class SFTRecipe:
             self.log.say("done", f"{self.progress.step:,} steps; there is nothing left to do")
             return
         steps = self.steps.after(self.progress)
-        with training.explain_out_of_memory(self.memory):
+        with training.explain_out_of_memory(self.memory), self.log:
             while not self._is_over():
                 self._step(next(steps))
                 if self.world.any(self.stop.requested):
@@ -348,8 +348,7 @@ class SFTRecipe:
                 self._write(folder)
         best = {self.progress.best_step} if self.params.keep_best else set()
         self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
-        if self.world.is_main:
-            training.plot_loss(self.run.path / "metrics.jsonl", self.run.path / "loss.png")
+        self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
 
     def _write(self, folder: Path) -> None:
         """Write what transformers, PEFT and vLLM load, and what a resume needs beside it."""

@@ -1,0 +1,67 @@
+"""Runs of the real recipe, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TUNE = Path(sys.executable).with_name("tune")
+
+
+class Runs:
+    """Starts `tune run sft` on the small trained model and a few Alpaca rows."""
+
+    def __init__(self, shared: Path, folder: Path) -> None:
+        self.base = shared / "models/stories260k"
+        self.rows = shared / "data/alpaca/alpaca_small.json"
+        self.folder = folder
+
+    def command(self, name: str, *arguments: str, processes: int = 1) -> list[str]:
+        """Return the command of a run that writes into the folder `name`."""
+        launch = ["--nproc_per_node", str(processes)] if processes > 1 else []
+        return [
+            str(TUNE), "run", *launch, "sft", "--checkpoint", str(self.base),
+            f"dataset={self.rows}", "dataset.split=train[:120]", "--max-seq-len", "192",
+            "--output-dir", str(self.folder / name), "device=cpu", "dtype=fp32",
+            "optimizer=adamw", "optimizer.lr=1e-3", *arguments,
+        ]  # fmt: skip
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen:
+        """Start a run in a process group of its own."""
+        return subprocess.Popen(
+            self.command(*arguments, **options), env=environment(), cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, name: str, *arguments: str, code: int = 0, **options) -> list[dict]:
+        """Run to the end; return the lines of metrics.jsonl."""
+        done = self.start(name, *arguments, **options)
+        _, errors = done.communicate(timeout=300)
+        assert done.returncode == code, errors[-3000:]
+        self.said = errors
+        return self.metrics(name)
+
+    def metrics(self, name: str) -> list[dict]:
+        """Return the lines of metrics.jsonl."""
+        text = (self.folder / name / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def environment() -> dict[str, str]:
+    """Return one thread a process, so that results do not hang on the machine."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def runs(shared, tmp_path) -> Runs:
+    """What starts runs, in a fresh folder."""
+    return Runs(shared, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_runs(shared, tmp_path_factory) -> Runs:
+    """The same for a module, whose tests share runs."""
+    return Runs(shared, tmp_path_factory.mktemp("runs"))
