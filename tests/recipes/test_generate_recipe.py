@@ -1,0 +1,165 @@
+"""The generate recipe against transformers and PEFT on the same folders."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import torchtune_recipes
+from torchtune.errors import ConfigError, MissingError
+from torchtune.testing import tiny_checkpoint, tiny_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+QUESTIONS = ["What is two and two?", "Name a river, then a town."]
+
+
+def recipe(name):
+    """Load a recipe's file as a copy of it would be."""
+    path = Path(torchtune_recipes.__file__).parent / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_recipe", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def answers(capsys):
+    """Run the recipe; return what it prints on stdout, one answer a prompt."""
+    module = recipe("generate")
+
+    def run(**params):
+        capsys.readouterr()
+        params = {
+            "checkpoint": "",
+            "prompt": QUESTIONS,
+            "max_new_tokens": 16,
+            "json": True,
+            **params,
+        }
+        made = module.GenerateRecipe(module.GenerateParams(**params))
+        made.setup()
+        made.generate()
+        made.cleanup()
+        return [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def transformers_answers(folder, adapter=None, questions=QUESTIONS):
+    tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, adapter) if adapter else model
+    texts = []
+    options = {"do_sample": False, "eos_token_id": [1, 3], "pad_token_id": 0}
+    for question in questions:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt"
+        )["input_ids"]
+        out = model.generate(input_ids=ids, max_new_tokens=16, **options)
+        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    """The output folder of a short LoRA run."""
+    folder = tmp_path_factory.mktemp("run")
+    sft = recipe("sft")
+    params = sft.SFTParams(
+        checkpoint=str(base), dataset={"_component_": "rows", "source": str(tiny_rows(folder, 16))},
+        model={"_component_": "auto"}, tokenizer={"_component_": "auto"},
+        peft={"_component_": "lora", "rank": 4}, optimizer={"_component_": "adamw", "lr": 0.05},
+        loss={"_component_": "linear_cross_entropy"}, dtype="fp32", device="cpu", max_steps=2,
+        output_dir=str(folder / "out"),
+    )  # fmt: skip
+    made = sft.SFTRecipe(params)
+    made.setup()
+    made.train()
+    made.cleanup()
+    return folder / "out"
+
+
+def test_answers_of_a_whole_checkpoint_are_those_of_transformers(base, answers):
+    assert answers(checkpoint=str(base)) == transformers_answers(base)
+
+
+def test_answers_of_a_lora_run_are_those_of_peft(base, run, answers):
+    wanted = transformers_answers(base, run / "step_000002")
+    assert wanted != transformers_answers(base)
+    assert answers(checkpoint=str(run)) == wanted
+    assert answers(checkpoint=str(run / "latest")) == wanted
+    assert answers(checkpoint=str(run / "step_000002")) == wanted
+
+
+def test_a_moved_base_is_named_and_another_one_refused(base, run, answers, tmp_path):
+    adapter = shutil.copytree(run / "step_000002", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(MissingError, match=r"E-BASE.*gone(.|\n)*--base DIR"):
+        answers(checkpoint=str(adapter))
+    assert answers(checkpoint=str(adapter), base=str(base)) == answers(checkpoint=str(run))
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigError, match=r"E-BASE.*other weights"):
+        answers(checkpoint=str(adapter), base=str(other))
+
+
+def test_text_without_a_template_is_continued(shared, answers):
+    reference = json.loads((shared / "reference" / "stories260k.json").read_text())["prompts"]
+    folder = shared / "models" / "stories260k"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    wanted = [tokenizer.decode(prompt["greedy"][:16]) for prompt in reference]
+    texts = [prompt["text"] for prompt in reference]
+    assert answers(checkpoint=str(folder), prompt=texts, batch_size=2) == wanted
+
+
+def test_draws_follow_the_seed_and_prompts_come_from_a_file(base, answers, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(QUESTIONS) + "\n")
+    options = {"checkpoint": str(base), "temperature": 1.5, "prompt": None, "prompts": str(file)}
+    first = answers(seed=1, **options)
+    assert len(first) == 2
+    assert first == answers(seed=1, **options) != answers(seed=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("params", "where"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompts": "also.txt"}, "prompt"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"raw": True, "system": "Be brief."}, "system"),
+        ({"base": "."}, "base"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_their_key(params, where, base, answers):
+    with pytest.raises(ConfigError) as error:
+        answers(checkpoint=str(base), **params)
+    assert error.value.where == where
+
+
+@pytest.mark.parametrize(
+    "params", [{"checkpoint": "nowhere"}, {"prompt": None, "prompts": "no.txt"}]
+)
+def test_what_is_missing_is_said_to_be(params, base, answers):
+    with pytest.raises(MissingError, match=r"nowhere|no\.txt"):
+        answers(**{"checkpoint": str(base), **params})
+
+
+def test_the_command_prints_the_answer_alone(tune, base):
+    done = tune(
+        "generate", "--checkpoint", str(base), "--prompt", QUESTIONS[0], "max_new_tokens=16"
+    )
+    assert (done.returncode, done.stdout) == (0, transformers_answers(base)[0] + "\n")
+    failed = tune("generate", "--checkpoint", "nowhere", "--prompt", "x")
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert failed.stderr.startswith("error[E-") and failed.stderr.count("\n") <= 3
