@@ -117,6 +117,11 @@ def test_a_component_written_out_is_no_path(parse, here):
     assert parse("dataset_val: {_component_: alpaca}\n").dataset_val == {"_component_": "alpaca"}
 
 
+@pytest.mark.parametrize("word", ["x" * 5000, "~nobody-here/x"])
+def test_what_can_be_no_path_does_not_exist(parse, here, word):
+    assert parse("", f"dataset={word}/y").dataset["source"] == f"{word}/y"
+
+
 def test_an_unknown_dataset_names_all_three_ways(faults, here):
     (fault,) = faults("", "dataset=alpca")
     assert all(word in fault.what for word in ("existing path", "alpaca_cleaned", "hub id"))

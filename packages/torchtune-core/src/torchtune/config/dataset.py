@@ -8,7 +8,7 @@ from torchtune.config.registry import allowed_names
 from torchtune.config.signature import COMPONENT
 from torchtune.errors import ConfigError
 
-__all__ = ["looks_like_path", "name_source"]
+__all__ = ["exists", "looks_like_path", "name_source"]
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 ROWS = "rows"  # the component that reads a path or hub id
@@ -18,6 +18,14 @@ def looks_like_path(text: str) -> bool:
     """Say whether a text can only be meant as a path: ``./x``, ``/x``, ``~/x``, ``x.jsonl``."""
     name = text.lower().removesuffix(".gz")
     return text.startswith((".", "/", "~")) or "*" in text or name.endswith(SUFFIXES)
+
+
+def exists(path: str) -> bool:
+    """Say whether a path is there; text that can be no path is not."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long; ~nobody; a null byte
+        return False
 
 
 def name_source(node: Node) -> ConfigError | None:
@@ -31,10 +39,10 @@ def name_source(node: Node) -> ConfigError | None:
     if not node.text or not isinstance(text, str):
         return None
     names = allowed_names("dataset")
-    exists = Path(text).expanduser().exists()
-    if not exists and (text in names or _dotted(text)):
+    there = exists(text)
+    if not there and (text in names or _dotted(text)):
         return None
-    if exists or looks_like_path(text) or "/" in text:
+    if there or looks_like_path(text) or "/" in text:
         rows = Node(ROWS, name.where, ROWS)
         node.value = {COMPONENT: rows, "source": name, **_arguments(node)}
         node.text = ""

@@ -2,10 +2,9 @@
 
 import glob
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from torchtune.config.dataset import looks_like_path
+from torchtune.config.dataset import exists, looks_like_path
 from torchtune.errors import MissingError, TuneError
 
 __all__ = ["lacks_files"]
@@ -22,10 +21,9 @@ def lacks_files(params: object) -> list[TuneError]:
 
 
 def _exists(path: str) -> bool:
-    full = Path(path).expanduser()
     if "*" not in path:
-        return full.exists()
-    return bool(glob.glob(str(full), recursive=True))  # noqa: PTH207 - it may be absolute
+        return exists(path)
+    return bool(glob.glob(path, recursive=True))  # noqa: PTH207 - it may be absolute
 
 
 def _absent(key: str, value: Any) -> list[TuneError]:

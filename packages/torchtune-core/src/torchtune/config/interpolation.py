@@ -14,7 +14,8 @@ ENVIRONMENT = ("HOME", "USER", "PWD", "TMPDIR", "SCRATCH", "DATA_DIR", "MODEL_DI
 """What a config may read of the environment: places and the user's name. Configs are published
 (in the output folder, by metric loggers), so a token must never get into one."""
 
-SIMPLE = re.compile(r"\$\{(?:\s*\.*[A-Za-z_][\w.\[\]]*\s*|oc\.env:\s*(\w+)\s*(?:,[^${}]*)?)\}")
+KEY = r"\.*[A-Za-z_]\w*(?:\.\w+|\[\w+\])*"
+SIMPLE = re.compile(rf"\$\{{\s*(?:{KEY}|oc\.env:\s*(\w+)\s*(?:,[\w./ -]*)?)\s*\}}")
 ESCAPED = re.compile(r"\\\$\{")
 Path = tuple[str | int, ...]
 

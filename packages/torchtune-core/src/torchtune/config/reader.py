@@ -209,8 +209,8 @@ class _Walk:
     def scalar(self, node: yaml.ScalarNode) -> Any:
         try:
             return self.loader.construct_object(node)
-        except ValueError:  # `!!int x`
-            self.fault(node, f"{node.value!r} is not {node.tag}")
+        except (ValueError, KeyError, IndexError):  # `!!int x`, `!!bool x`
+            self.fault(node, f"{node.value[:60]!r} is no {node.tag.rpartition(':')[2]}")
             return UNREAD
 
     def mapping(self, node: yaml.MappingNode, depth: int, where: str) -> Node:
