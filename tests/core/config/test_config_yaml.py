@@ -112,7 +112,7 @@ def test_an_allowed_environment_variable_is_read(parse, monkeypatch):
         "${nothing}",
         "${extra",
         "${extra]x}",
-        "${oc.env:SCRATCH,'x}",
+        "${oc.env:SCRATCH,[x}",
         r"\\${oc.env:HF_TOKEN}",
         r"\${x} ${oc.env:HF_TOKEN}",
         "${oc.env:SCRATCH,${oc.env:HF_TOKEN}}",
