@@ -35,6 +35,7 @@ def train_step(
     loss: SummedLoss,
     max_norm: float | None = None,
     scheduler: LRScheduler | None = None,
+    step: int | None = None,
 ) -> StepMetrics:
     """Take one optimizer step on this rank's share of it and return what it was over all ranks.
 
@@ -49,6 +50,7 @@ def train_step(
         loss: The sum of token losses.
         max_norm: Where the 2-norm of the whole gradient is cut; None does not cut.
         scheduler: Moved on after the step.
+        step: The step's number, for the error.
 
     Raises:
         TuneError: The loss or the gradient is not finite; the weights are those before the step.
@@ -62,11 +64,11 @@ def train_step(
     values = torch.stack(sums).tolist()
     total = world.sum(math.fsum(values)) / max(1, supervised)
     if not math.isfinite(total):
-        raise _not_finite("loss", total, _rows(batches, values))
+        raise _not_finite("loss", total, step, _rows(batches, values))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = clip_grad_norm(parameters, max_norm).item()
     if not math.isfinite(norm):
-        raise _not_finite("gradient norm", norm, _rows(batches, None))
+        raise _not_finite("gradient norm", norm, step, _rows(batches, None))
     optimizer.step()
     if scheduler is not None:
         scheduler.step()
@@ -125,10 +127,10 @@ def _rows(batches: Sequence[Batch], sums: Sequence[float] | None) -> str:
     return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
-def _not_finite(what: str, value: float, rows: str) -> TuneError:
+def _not_finite(what: str, value: float, step: int | None, rows: str) -> TuneError:
     return TuneError(
         "E-NOT-FINITE",
-        f"the {what} is {value}",
+        f"the {what} is {value}" + (f" in step {step}" if step is not None else ""),
         where=f"rows {rows}" if rows else "rows of another rank",
         do="nothing was changed by this step; look at the rows, lower the learning rate, or use fp32",
     )

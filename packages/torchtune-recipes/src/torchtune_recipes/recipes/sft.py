@@ -301,7 +301,7 @@ class SFTRecipe:
         p = self.params
         metrics = training.train_step(
             self.model, self.optimizer, batches, self.world, loss=self.loss,
-            max_norm=p.clip_grad_norm, scheduler=self.scheduler,
+            max_norm=p.clip_grad_norm, scheduler=self.scheduler, step=self.progress.step + 1,
         )  # fmt: skip
         self.progress = self.progress.after(metrics, steps_per_epoch=self.steps.per_epoch)
         self.log.log(asdict(metrics) | self._validate(), self.progress)
