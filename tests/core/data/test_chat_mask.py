@@ -5,6 +5,8 @@ import pickle
 import shutil
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import ByteLevel
 from torchtune.data import ChatFormat, Message, auto_tokenizer
 from torchtune.errors import ConfigError, DataError, MissingError
 
@@ -15,6 +17,7 @@ TURNS = [
     Message("user", "\nAnd?"),
     Message("assistant", "Two.\n"),
 ]
+HEADER = "<|im_start|>{{ m.role }}\n"
 HEADLESS = (  # no generation prompt: the header is always the turn's
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 )
@@ -59,6 +62,17 @@ def test_answers_and_their_end_token_are_trained(make, template):
     assert trained(make(template), TURNS) == both
     assert trained(make(template), TURNS, train_on="last") == "Two.\n<|im_end|>"
     assert make(template).stop_ids == (2,)
+
+
+def test_white_space_before_an_answer_is_not_trained(chatml, tmp_path):
+    shutil.copytree(chatml, tmp_path / "base")
+    backend = Backend.from_file(str(chatml / "tokenizer.json"))
+    backend.post_processor = ByteLevel(trim_offsets=True)  # GPT-2's: spaces lose their place
+    backend.save(str(tmp_path / "base/tokenizer.json"))
+    header = "<|im_start|>{{ m.role }}:  "
+    (tmp_path / "base/chat_template.jinja").write_text(HEADLESS.replace(HEADER, header))
+    form = ChatFormat(auto_tokenizer(tmp_path / "base"))
+    assert trained(form, [Message("user", "a"), Message("assistant", "")]) == "<|im_end|>"
 
 
 def test_a_message_says_for_itself_whether_it_is_trained(make):
@@ -122,6 +136,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_by_name(make):
     with pytest.raises(ConfigError, match="not prefix-stable: turn 3 of 5"):
         form.encode(TURNS)
     assert trained(form, TURNS, train_on="last") == "Two.\n<|im_end|>"
+
+
+def test_a_template_whose_prompt_is_not_how_the_turn_begins_is_refused_by_name(make):
+    prompt = "<|im_start|>assistant\n{{ '<think>' if messages | length > 2 }}"
+    form = make(THINKING.replace("<|im_start|>assistant\n", prompt))
+    with pytest.raises(ConfigError, match="not prefix-stable: turn 5 of 5"):
+        form.encode(TURNS, train_on="last")
 
 
 def test_without_a_template_tasks_use_the_stanford_alpaca_prompt(shared, tmp_path):

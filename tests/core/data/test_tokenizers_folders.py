@@ -35,14 +35,16 @@ def test_a_saved_folder_gives_the_same_ids_in_transformers(family, shared, tmp_p
     assert theirs.chat_template == ours.chat_template == tokenizer.chat_template
 
 
-def test_a_class_that_splits_texts_its_own_way_is_not_written(chatml, tmp_path):
-    shutil.copytree(chatml, tmp_path / "base")
-    config = json.loads((chatml / "tokenizer_config.json").read_text())
+def test_a_class_that_splits_texts_its_own_way_is_not_written(shared, tmp_path):
+    shutil.copytree(shared / "models/stories260k", tmp_path / "base")
+    config = json.loads((tmp_path / "base/tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "base/tokenizer_config.json").chmod(0o644)
     (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(config))
-    auto_tokenizer(tmp_path / "base").save(tmp_path / "saved")
+    ours, text = auto_tokenizer(tmp_path / "base"), "<s>two  spaces</s><s>again"
+    ours.save(tmp_path / "saved")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert theirs.encode("To be, or not") == auto_tokenizer(chatml).encode("To be, or not")
+    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text, special=True)
 
 
 def test_stop_tokens_come_from_every_file_and_survive_saving(chatml, tmp_path):
