@@ -54,6 +54,15 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order(packed):
 def test_the_last_step_is_short():
     steps = rows_of_steps(1, epochs=1, gradient_accumulation_steps=5)
     assert [len(step) for step in steps] == [10, 10, 10, 10, 10, 3]
+    (alone,) = world(1, gradient_accumulation_steps=5)
+    assert [len(batches) for batches in alone.epoch(0)] == [5, 5, 5, 5, 5, 2]  # none is empty
+
+
+def test_packed_micro_batches_come_in_another_order_each_epoch():
+    (steps,) = world(1, packed=True)
+    sizes = [[sum(batches[0].lengths) for batches in steps.epoch(number)] for number in range(3)]
+    assert sorted(sizes[0]) == sorted(sizes[1]) == sorted(sizes[2])
+    assert sizes[0] != sizes[1] != sizes[2]
 
 
 @pytest.mark.parametrize("packed", [False, True])
