@@ -19,7 +19,9 @@ class TuneArgumentParser(Generic[P]):
     """Read a recipe's command line: ``[--config FILE] [key=value ...] [~key ...] [--key value ...]``.
 
     The later wins: defaults of the dataclass, the YAML of ``--config``, the command line. A
-    component is replaced with all its arguments when another is named. ``--override`` may stand
+    component is replaced with all its arguments when another is named. ``~key`` makes a key null
+    where that is allowed, else gives it its default back; ``~component.argument`` takes out one
+    argument. A bool flag stands alone (``--packed``, ``--no-packed``). ``--override`` may stand
     before ``key=value``, ``--trust PACKAGE`` lets the config name that package's own classes and
     functions, ``--help`` lists the keys. Imports torch only to look up what the config names.
 
