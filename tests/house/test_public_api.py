@@ -62,3 +62,9 @@ def test_a_change_since_the_last_release_must_be_in_the_changelog(
     public_api, now, changelog, missing
 ):
     assert public_api.unannounced(RELEASED, now, changelog) == missing
+
+
+def test_every_room_has_its_page_in_the_reference(public_api):
+    pages = [page.read_text(encoding="utf-8") for page in ROOT.glob("docs/reference/*.md")]
+    described = {line.split()[-1] for page in pages for line in page.splitlines() if "auto" in line}
+    assert {room.__name__ for room in public_api.rooms()} - described == set()
