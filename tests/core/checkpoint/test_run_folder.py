@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
 LINES = [f'{{"step": {n}, "loss": 0.{n}00}}\n' for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("tail", ["", '{"step": 5, "lo', "\0\0\0"])
+@pytest.mark.parametrize("tail", ["", '{"step": 5, "lo', '{"step": 0}', "\0\0\0"])
 def test_metrics_stay_byte_for_byte_up_to_the_step(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     for step in range(6):
@@ -257,14 +257,16 @@ random.seed(int(sys.argv[3]))
 def opened():
     return RunFolder(out, World(), resume="auto")
 
+def number_in(step):
+    return int((step / "number").read_text()) if step else 0
+
 def save_forever():
     run = opened()
-    start = int(run.resume_from.name[5:]) if run.resume_from else 0
-    for step in itertools.count(start + 1):
-        with run.writing(step) as folder:
-            for name in "abc":
-                (folder / name).write_bytes(bytes([step % 251]) * 50_000)
-        told_file.write_text(str(step))
+    for number in itertools.count(number_in(run.resume_from) + 1):
+        with run.writing(number // 2) as folder:  # every step twice: the second replaces the first
+            (folder / "number").write_text(str(number))
+            (folder / "bytes").write_bytes(bytes([number % 251]) * 99_000)
+        told_file.write_text(str(number))
         run.prune(2)
 
 told_file.write_text("0")
@@ -280,11 +282,11 @@ for _ in range(25):
     step = run.resume_from
     print(json.dumps({
         "told": int(told_file.read_text() or 0),
-        "found": int(step.name[5:]) if step else 0,
+        "found": number_in(step),
         "damaged": damaged_files(step) if step else [],
         "latest": step is None or (out / "latest").resolve() == step,
-    }))
-    told_file.write_text(step.name[5:] if step else "0")
+    }), flush=True)
+    told_file.write_text(str(number_in(step)))
 """
 
 

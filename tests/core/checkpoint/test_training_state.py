@@ -69,6 +69,16 @@ def test_going_on_is_the_same_to_the_bit_with_every_optimizer(tmp_path, name):
     assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
+def test_state_saved_before_the_first_step_is_empty_again(tmp_path):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = {"model": model, "optimizer": optimizer, "scheduler": None, "world": WORLD}
+    save_training_state(tmp_path, **state, info={})
+    steps(model, optimizer, count=1)
+    load_training_state(tmp_path, **state)
+    assert not optimizer.state
+
+
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
 def test_schedule_and_hyperparameters_go_on(tmp_path, lr):
     def make():

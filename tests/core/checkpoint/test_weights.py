@@ -118,6 +118,8 @@ def test_safetensors_reads_every_dtype_and_shape_we_write(tmp_path):
     save_model(model, tmp_path, world=World(), config={})
     read = load_file(tmp_path / "model.safetensors")
     assert set(read) == set(tensors)
+    entries = [(read[name], read_weights(tmp_path).entry(name)) for name in read]
+    assert all(entry.begin % tensor.element_size() == 0 for tensor, entry in entries)
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name].float(), tensor.float())
