@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from torchtune.data import ChatFormat, Message, auto_tokenizer
+from torchtune.errors import ConfigError
 from transformers import AutoTokenizer
 
 DAY = "2026-02-03"
@@ -106,6 +107,8 @@ def test_the_date_is_fixed(pair):
     ours, _ = pair(DATED)
     text = ours.tokenizer.decode(ours.prompt(messages(CHATS["one turn"])), special=True)
     assert "Today: 03 Feb 2026<|im_end|>" in text
+    with pytest.raises(ConfigError, match="'tomorrow' is no date"):
+        ChatFormat(ours.tokenizer, date="tomorrow")
 
 
 @pytest.mark.parametrize(

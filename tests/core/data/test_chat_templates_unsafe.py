@@ -29,7 +29,9 @@ def make(chatml, tmp_path):
             "{% set s = namespace(a='x') %}{% for i in range(99) %}{% set s.a = s.a ~ s.a %}{% endfor %}",
             "prints",
         ),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
         ("{% for m in %}", "line 1"),
+        ("{{ messages | nonsense }}", "line 1: No filter named 'nonsense'"),
         ("{{ cycler.__init__.__globals__.os.system('touch gone') }}{{ 1 / 0 }}", None),
     ],
 )

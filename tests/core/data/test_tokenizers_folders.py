@@ -90,6 +90,17 @@ def test_tokens_that_only_the_config_knows_are_added(chatml, tmp_path):
     assert 2000 not in ours.encode(text) and 2000 in ours.encode(text, special=True)
 
 
+def test_a_bare_tokenizer_json_takes_its_named_tokens_from_the_models_config(chatml, tmp_path):
+    shutil.copy(chatml / "tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text('{"bos_token_id": 0, "eos_token_id": [2, 1]}')
+    tokenizer = auto_tokenizer(tmp_path, "alpaca")
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (0, 2, (2, 1))
+    assert ChatFormat(tokenizer).prompt([Message("user", "hi")])[0] == 0
+    tokenizer.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (0, 2)
+
+
 def test_missing_and_broken_files_are_named(tmp_path, chatml):
     with pytest.raises(MissingError, match="no such folder"):
         auto_tokenizer(tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """Conversations to token ids, with the tokens to train on marked in the same pass."""
 
 import datetime
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,7 +56,7 @@ class ChatFormat:
 
     Raises:
         ConfigError: The template is no template, loops or prints without end, or needs special
-            tokens that the tokenizer does not have.
+            tokens that the tokenizer does not have; or `date` is no date.
         MissingError: There is no template of that name.
     """
 
@@ -70,9 +71,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.tasks_only = source is None
         self.template = alpaca_prompt(bos=tokenizer.adds_bos) if source is None else source
-        self.date = (
-            (date or datetime.date.today()).isoformat() if not isinstance(date, str) else date
-        )
+        self.date = _iso(date)
         self._where = "chat_template" if template else f"the chat template of {tokenizer.source}"
         self._special_ids = frozenset(tokenizer.special_tokens.values())
         self._check()
@@ -140,7 +139,7 @@ class ChatFormat:
 
     def _open(self) -> None:
         self._jinja = rendering.compiled(self.template, self.date)
-        self._marks = "endgeneration" in self.template
+        self._marks = re.search(r"\{%[-+]?\s*generation\b", self.template) is not None
         self._tasks = "instruction" in self.template
         self._lookalike = special_pattern(self.tokenizer.special_tokens)
 
@@ -257,6 +256,16 @@ def alpaca_prompt(*, bos: bool) -> str:
     """Return the template of the Stanford Alpaca prompt, with or without BOS before it."""
     source = find_template("alpaca")
     return source if bos else source.replace("{{- bos_token -}}\n", "")
+
+
+def _iso(date: str | datetime.date | None) -> str:
+    text = date if isinstance(date, str) else (date or datetime.date.today()).isoformat()
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        what = f"{text!r} is no date; one is written 2026-01-31"
+        raise ConfigError("E-DATE", what, where="date") from None
+    return text
 
 
 def _wanted(messages: Sequence[Message], train_on: str) -> list[int]:

@@ -179,12 +179,14 @@ def _trial_here(given: Mapping[str, Any]) -> str:
         for case in given["cases"]:
             try:
                 render(template, case)
-            except (Unruly, MemoryError):
+            except (Unruly, MemoryError, RecursionError):
                 raise
             except FAULTS:
                 continue
     except MemoryError:
         return "it prints without end (out of memory)"
+    except RecursionError:
+        return "it calls itself without end"
     except jinja2.TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
     except FAULTS as error:

@@ -117,8 +117,9 @@ class FastTokenizer(_Shared):
         added = backend.get_added_tokens_decoder()
         self.special_tokens = {t.content: i for i, t in sorted(added.items()) if t.special}
         self._set(files, {**files.model_ids, **named})
-        unnamed = {n: backend.id_to_token(i) for n, i in files.model_ids.items()}
-        self.names = {n: text for n, text in unnamed.items() if text} | dict(files.names)
+        if not files.config:  # else what it does not name templates do not print
+            found = {n: backend.id_to_token(i) for n, i in files.model_ids.items()}
+            self.names = {n: text for n, text in found.items() if text} | dict(files.names)
         self.adds_bos = self._begins(backend)
         self.vocab_size = backend.get_vocab_size()
         backend.no_truncation()
