@@ -172,7 +172,7 @@ class RunFolder:
         place = self.path / step_name(step)
         old = self.path / f".{place.name}.old"
         if place.exists():  # a run that went back has come here again
-            place.rename(old)
+            place.rename(old)  # the next run puts it back if this one ends here
         partial.rename(place)
         flush(self.path)
         _point_latest(self.path, place.name)
