@@ -89,12 +89,13 @@ def step(folder, case):
 
 
 def forward_after_filling(folder):
-    """Change the root's weights between two forwards without backward."""
+    """Change all weights, held as an optimizer holds them, between two forwards."""
     world = join_world("cpu")
     model, tokens = shard(build(folder), world), torch.arange(4, 9)[None]
+    parameters = list(model.parameters())
     with torch.no_grad():
         model(tokens)
-        for parameter in model.parameters():
+        for parameter in parameters:
             parameter.mul_(0.5)
         return model(tokens)
 
