@@ -36,6 +36,7 @@ class Params:
         with checks(self) as check:
             check.at_least("batch_size", 1)
             check.that(not self.packed or self.max_steps != 7, "packed", "not 7 steps packed")
+            check.that(self.model["_component_"] != "none", "model", "a model is needed")
 
 
 DATA_YAML = "dataset: {_component_: torch.nn.Linear, in_features: 1, out_features: 1}\n"

@@ -96,6 +96,11 @@ def test_checks_of_values_name_the_line_of_their_key(faults):
     assert found[0].where.endswith("run.yaml:2") and found[1].where.endswith("run.yaml:4")
 
 
+def test_values_are_checked_although_a_component_is_wrong(faults):
+    found = faults("model: os.system\nbatch_size: 0\n")
+    assert [fault.code for fault in found] == ["E-COMPONENT-REFUSED", "E-CONFIG-VALUE"]
+
+
 def test_a_required_key_is_asked_for(params_class):
     with pytest.raises(ConfigError, match="'dataset' must be given"):
         TuneArgumentParser(params_class).parse_args([])

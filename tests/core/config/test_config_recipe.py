@@ -38,6 +38,7 @@ class TrainParams:
     data: Component | None = None
     checkpoint: str = "./model"  # the folder
     device: Literal["auto", "cuda"] = "auto"
+    tokenizer: Component = "auto"
     optimizer: Component = "adamw"
     batch_size: int = 2
 
@@ -162,6 +163,16 @@ def test_a_signature_read_from_source_is_that_of_the_import(name):
     assert read is not None and list(read.parameters) == list(real.parameters)
     for found, wanted in zip(read.parameters.values(), real.parameters.values(), strict=True):
         assert found.default in (wanted.default, UNWRITTEN)
+
+
+def test_what_the_recipe_has_as_a_key_is_neither_asked_for_nor_written(recipe, tmp_path):
+    config = write(tmp_path, "tokenizer: auto\n")  # its `checkpoint` is a key of the recipe
+    assert validate(recipe, config, [f"checkpoint={tmp_path}"]) == ([], [])
+    (fault,), _ = validate(recipe, config, ["tokenizer=tokenizer_json"])
+    assert "needs the argument 'path'" in fault.what
+    recipe.write_text(RECIPE.replace("batch_size", "weight_decay"))
+    made = TuneArgumentParser(read_params(recipe)).parse_args(["optimizer=sgd"])
+    assert resolved_yaml(made).count("weight_decay") == 1
 
 
 def test_what_a_recipe_passes_is_not_asked_of_the_config(parse, faults):
