@@ -44,6 +44,12 @@ def test_an_unruly_template_is_one_clear_error(make, source, fault, tmp_path, mo
     assert not (tmp_path / "gone").exists()
 
 
+@pytest.mark.slow  # it computes until the processor time of a trial is spent, 3 s
+def test_a_template_that_computes_without_end_is_stopped(make):
+    with pytest.raises(ConfigError, match="does not end"):
+        make("{{ (7 ** (10 ** 8)) % 3 }}")
+
+
 def test_a_template_that_loops_only_on_some_rows_is_stopped_too(make):
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     form = make(

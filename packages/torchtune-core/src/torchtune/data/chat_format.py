@@ -129,8 +129,8 @@ class ChatFormat:
         if missing:
             what = f"needs tokens that this tokenizer does not have: {', '.join(missing)}"
             raise ConfigError("E-CHAT-TEMPLATE", what, where=self._where, do=_choices())
-        ours = (find_template(name) for name in builtin_templates())
-        if self.tasks_only or self.template in ours:
+        ours = [alpaca_prompt(bos=False), *map(find_template, builtin_templates())]
+        if self.template in ours:
             return
         cases = [self._variables(PROBE[:n], None, n == 1) for n in (1, 2)]
         fault = rendering.trial(self.template, cases, date=self.date)

@@ -6,8 +6,10 @@ a child process first, for what cannot be stopped from within (a template such a
 The environment is that of transformers' ``apply_chat_template``, so that templates mean the same.
 """
 
+import contextlib
 import datetime
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,8 @@ __all__ = ["FAULTS", "Refused", "Unruly", "compiled", "marked_spans", "render", 
 
 MAX_ROUNDS = 200_000  # of all loops of one rendering; a chat of 1,000 turns takes a few thousand
 MAX_CHARACTERS = 4_000_000  # printed beyond a multiple of what went in
-TRIAL_SECONDS = 10.0  # a trial takes 0.1 s on an idle machine
+TRIAL_SECONDS = 60.0  # on a busy machine; a trial takes 0.1 s on an idle one
+TRIAL_CPU_SECONDS = 3
 TRIAL_BYTES = 1 << 30
 MARKS = ("\ufdd0", "\ufdd1")  # noncharacters, which no text has
 
@@ -160,6 +163,8 @@ def trial(source: str, cases: Sequence[Mapping[str, Any]], *, date: str) -> str:
         return f"it does not end (stopped after {TRIAL_SECONDS:g} s)"
     if child.returncode == 0:
         return child.stdout.decode()
+    if child.returncode == -getattr(signal, "SIGXCPU", 0):
+        return f"it does not end (stopped after {TRIAL_CPU_SECONDS} s)"
     return f"rendering it ends the process ({child.stderr.decode(errors='replace').strip()[-200:]})"
 
 
@@ -168,12 +173,13 @@ _CHILD = """
 import json, runpy, sys
 given = json.loads(sys.stdin.buffer.read())
 sys.path[:] = given["path"]
-print(runpy.run_path(sys.argv[1])["_trial_here"](given), end="")
+fault = runpy.run_path(sys.argv[1])["_trial_here"](given)
+sys.stdout.buffer.write(fault.encode())
 """
 
 
 def _trial_here(given: Mapping[str, Any]) -> str:
-    _limit_memory()
+    _limit_child()
     try:
         template = compiled(given["source"], given["date"])
         for case in given["cases"]:
@@ -194,12 +200,18 @@ def _trial_here(given: Mapping[str, Any]) -> str:
     return ""
 
 
-def _limit_memory() -> None:
+def _limit_child() -> None:
     try:
         import resource
     except ImportError:  # Windows; the time limit is left
         return
-    resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
+    limits = {
+        resource.RLIMIT_AS: (TRIAL_BYTES, TRIAL_BYTES),
+        resource.RLIMIT_CPU: (TRIAL_CPU_SECONDS, TRIAL_CPU_SECONDS + 1),
+    }
+    for kind, limit in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses the first
+            resource.setrlimit(kind, limit)
 
 
 def _tojson(
