@@ -118,6 +118,18 @@ def test_validate_tells_faults_of_the_file_from_what_the_machine_lacks(recipe, t
     assert [fault.exit_code for fault in faults] == [2]
 
 
+def test_a_hub_id_is_no_missing_file_and_a_missing_package_no_fault(
+    params_class, tmp_path, monkeypatch
+):
+    assert validate(params_class, None, ["dataset=tatsu-lab/alpaca"]) == ([], [])
+    (tmp_path / "half_there.py").write_text("import nowhere_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["dataset=torch.nn.Identity", "loss=half_there.Loss", "--trust", "half_there"]
+    faults, notes = validate(params_class, None, words)
+    assert faults == [] and [note.exit_code for note in notes] == [3]
+    assert "nowhere_at_all" in notes[0].what and notes[0].where == "loss, command line"
+
+
 def test_the_recipe_is_chosen_by_key_then_by_what_fits(recipe, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(RECIPE.replace("batch_size", "temperature"))
