@@ -83,8 +83,8 @@ def test_long_prompts_go_in_by_parts_and_end_with_the_models_positions(
 
 def test_packed_layers_give_the_same_tokens_in_bf16_and_change_nothing_in_fp32(stories, load):
     prompts = [[1, 403, 407], [1, 410, 392, 261]]
-    wanted = generate(load(stories, torch.bfloat16), prompts, max_new_tokens=20)
-    packed = pack_linears(load(stories, torch.bfloat16))
+    wanted = generate(load(stories, dtype=torch.bfloat16), prompts, max_new_tokens=20)
+    packed = pack_linears(load(stories, dtype=torch.bfloat16))
     assert generate(packed, prompts, max_new_tokens=20) == wanted
     model = load(stories)
     keys = set(model.state_dict())

@@ -1,22 +1,10 @@
-"""Small Llama models of random weights, the same ones in our code and in transformers."""
+"""Small Llama models of random weights to put adapters on."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torchtune.models import auto
-from torchtune.modules import Decoder
-
-
-@pytest.fixture(scope="session")
-def random_models(shared: Path) -> ModuleType:
-    pytest.importorskip("transformers")
-    sys.path.insert(0, str(shared / "reference"))
-    return pytest.importorskip("random_models")
 
 
 @pytest.fixture(scope="session")
@@ -33,16 +21,6 @@ def tied(random_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("tied")
     random_models.write("llama3_2", folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def load() -> Callable[..., Decoder]:
-    def load(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-        model = auto(folder).to(dtype)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model
-
-    return load
 
 
 @pytest.fixture

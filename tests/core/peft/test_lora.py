@@ -85,7 +85,9 @@ def test_the_meta_device_and_the_dtype_of_the_base_are_kept(untied, load):
         layer = torch.nn.Linear(8, 8)
         model = lora(torch.nn.ModuleDict({"q_proj": layer}), rank=2)
     assert all(parameter.is_meta for parameter in model.parameters())
-    assert {p.dtype for p in lora(load(untied, torch.bfloat16)).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in lora(load(untied, dtype=torch.bfloat16)).parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_dropout_acts_in_training_alone_and_keeps_the_mean():

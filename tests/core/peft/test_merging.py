@@ -11,7 +11,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def adapted(load, folder, dtype):
-    model = lora(load(folder, dtype), rank=4, targets=TARGETS)
+    model = lora(load(folder, dtype=dtype), rank=4, targets=TARGETS)
     generator = torch.Generator().manual_seed(3)
     for name in sorted(adapter_names(model)):
         parameter = model.get_parameter(name)

@@ -20,6 +20,7 @@ __all__ = ["ADAPTER_CONFIG", "ADAPTER_FILE", "load_adapter", "save_adapter"]
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
+_BASE_SUFFIX = ".base_layer.weight"
 _SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
 
@@ -68,7 +69,10 @@ def load_adapter(
     """
     path = Path(folder) / ADAPTER_FILE
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name in names}
-    return fill_all(tensors, read_weights(path), where=str(path), file_name=_peft_name)
+    weights = read_weights(path)
+    # of a head that it adapts PEFT writes the base's own matrix too
+    ignored = {name for name in weights if name.endswith(_BASE_SUFFIX)}
+    return fill_all(tensors, weights, where=str(path), ignored=ignored, file_name=_peft_name)
 
 
 def _peft_name(name: str) -> str:
