@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from torchtune.data import Documents, flat_batch
 from torchtune.errors import ConfigError, MissingError
 from torchtune.losses import LinearCrossEntropy

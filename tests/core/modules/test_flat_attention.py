@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from torchtune.modules import dense_attention, flat_attention
 
 ROWS = [(1,), (5,), (3, 4, 5), (40, 1, 230, 97, 96, 60), (7,) * 9, (900, 3, 5, 800, 2)]
@@ -50,5 +49,8 @@ def test_half_precision_is_as_exact_as_torch():
 def test_a_batch_is_causal_without_a_mask():
     q, k, v = (x.unsqueeze(0) for x in rows((20,)))
     torch.testing.assert_close(
-        dense_attention(None)(q, k, v)[0], flat_attention((20,))(q[0], k[0], v[0]), atol=1e-5, rtol=0
+        dense_attention(None)(q, k, v)[0],
+        flat_attention((20,))(q[0], k[0], v[0]),
+        atol=1e-5,
+        rtol=0,
     )

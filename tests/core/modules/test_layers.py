@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from torchtune.errors import ConfigError
 from torchtune.modules import RMSNorm, Rope, SwiGLU, rotate
 
