@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["World", "join_world"]
 
 T = TypeVar("T")
+Figure = TypeVar("Figure", Tensor, int, float)
 
 
 @dataclass(frozen=True)
@@ -52,40 +53,31 @@ class World:
         """In how many shares the rows of a step are cut."""
         return self.mesh["data"].size() if self.mesh else 1
 
-    @overload
-    def sum(self, value: Tensor) -> Tensor: ...
-    @overload
-    def sum(self, value: int) -> int: ...
-    @overload
-    def sum(self, value: float) -> float: ...
-    def sum(self, value: Tensor | int | float) -> Tensor | int | float:
+    def sum(self, value: Figure) -> Figure:
         """Return `value` added up over all processes, in the form it came in.
 
         Integers are added exactly (int64), Python floats in float64, tensors in their own dtype.
         """
         return self._reduce(value, "SUM")
 
-    @overload
-    def max(self, value: Tensor) -> Tensor: ...
-    @overload
-    def max(self, value: int) -> int: ...
-    @overload
-    def max(self, value: float) -> float: ...
-    def max(self, value: Tensor | int | float) -> Tensor | int | float:
+    def max(self, value: Figure) -> Figure:
         """Return the largest `value` of all processes, elementwise for a tensor."""
         return self._reduce(value, "MAX")
 
-    def _reduce(self, value: Tensor | int | float, operation: str) -> Tensor | int | float:
+    def _reduce(self, value: Figure, operation: str) -> Figure:
         if self.size == 1:
             return value
         import torch.distributed as dist
 
+        how = getattr(dist.ReduceOp, operation)
         if isinstance(value, Tensor):
             total = value.detach().clone()
-        else:
-            total = torch.tensor(value, dtype=_exact_dtype(value))
-        dist.all_reduce(total, op=getattr(dist.ReduceOp, operation))
-        return total if isinstance(value, Tensor) else total.item()
+            dist.all_reduce(total, op=how)
+            return total
+        box = torch.tensor(value, dtype=_exact_dtype(value))
+        dist.all_reduce(box, op=how)
+        number: Any = box.item()
+        return number
 
     def any(self, flag: bool) -> bool:
         """Say whether `flag` is true on any process: how all agree to stop at the same step."""
