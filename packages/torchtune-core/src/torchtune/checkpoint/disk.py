@@ -86,9 +86,10 @@ def file_digest(path: Path) -> Digest:
 
 def flush(path: Path) -> None:
     """Force a file's content, or a folder's list of names, to disk (fsync)."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no such call for folders
-    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    windows = os.name == "nt"  # flushes no folders, and no file that is open for reading only
+    if windows and path.is_dir():
+        return
+    file = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(file)
     finally:

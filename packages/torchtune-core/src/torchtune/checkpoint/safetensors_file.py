@@ -145,9 +145,11 @@ def write_tensors(
 
     # Wide dtypes first, as the reference implementation does: every tensor is aligned then.
     order = sorted(tensors, key=lambda name: -file_dtype(tensors[name], dtype).itemsize)
-    file = OutputFile(path, world, durable=durable)
+    header = _header({name: tensors[name] for name in order}, dtype)
+    size = len(header) + sum(nbytes(tensor, dtype) for tensor in tensors.values())
+    file = OutputFile(path, world, size=size, durable=durable)
     try:
-        file.write(_header({name: tensors[name] for name in order}, dtype))
+        file.write(header)
         for name in order:
             full = gather_full(tensors[name].detach())
             if world.is_main:
