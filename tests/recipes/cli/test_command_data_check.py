@@ -40,7 +40,7 @@ def test_rows_are_shown_with_what_is_trained_marked(tune, model, tmp_path):
     assert done.stdout.startswith(f"row 1  {path}:1  ")
     assert "### Response:{+Ho ho.</s>+}" in done.stdout
     assert "\033" not in done.stdout
-    assert "1 rows, " in done.stderr and "no faults found" in done.stderr
+    assert "1 row, " in done.stderr and "no faults found" in done.stderr
 
 
 def test_rows_are_cut_where_asked(tune, model, tmp_path):

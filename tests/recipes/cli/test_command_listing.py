@@ -67,6 +67,11 @@ def test_a_config_is_printed_with_sorted_keys(tune, tmp_path):
         (
             ["download", "me/model"],
             "error[E-NO-COMMAND]: `tune` has no command and no recipe 'download'\n"
+            "  huggingface_hub has it: `hf download REPO --local-dir ./models/NAME`\n",
+        ),
+        (
+            ["frobnicate"],
+            "error[E-NO-COMMAND]: `tune` has no command and no recipe 'frobnicate'\n"
             "  `tune --help` shows them\n",
         ),
         (

@@ -16,6 +16,7 @@ usage: tune COMMAND ...
 
 Fine-tune language models: run a recipe as it is, or copy it and change any line.
 """
+_ELSEWHERE = {"download": "huggingface_hub has it: `hf download REPO --local-dir ./models/NAME`"}
 _FOOT = "`tune COMMAND --help` and `tune run RECIPE --help` tell more."
 
 
@@ -125,7 +126,8 @@ def _check_recipe(word: str, commands: list[str]) -> None:
         return
     names = [*commands, *recipes, *(point.name for point in entry_points("torchtune.commands"))]
     starts = [name for name in names if name.startswith(f"{word} ")]  # `tune data`
-    do = f"did you mean `tune {starts[0]}`?" if starts else nearest(word, names)
+    do = f"did you mean `tune {starts[0]}`?" if starts else _ELSEWHERE.get(word)
+    do = do or nearest(word, names)
     what = f"`tune` has no command and no recipe {word!r}"
     raise ConfigError("E-NO-COMMAND", what, do=do or "`tune --help` shows them")
 
