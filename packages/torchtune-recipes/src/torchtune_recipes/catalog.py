@@ -15,7 +15,7 @@ from torchtune.errors import ConfigError, MissingError
 from torchtune_recipes import __version__
 from torchtune_recipes.plugins import entry_points
 
-__all__ = ["Entry", "entries", "find", "resolve", "resolve_config", "resolve_recipe"]
+__all__ = ["Entry", "entries", "find", "first_line", "resolve", "resolve_config", "resolve_recipe"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -141,11 +141,11 @@ def _of_folder(folder: Path, package: str) -> Iterator[Entry]:
         recipe = path.stem
         if recipe.startswith("_"):
             continue
-        yield Entry("recipe", recipe, recipe, path, _first_line(path), package)
+        yield Entry("recipe", recipe, recipe, path, first_line(path), package)
         configs = folder / "configs" / recipe
         for config in sorted(configs.rglob("*.yaml"), key=_natural):
             name = config.relative_to(configs).with_suffix("").as_posix()
-            yield Entry("config", name, recipe, config, _first_line(config), package)
+            yield Entry("config", name, recipe, config, first_line(config), package)
 
 
 def _natural(path: Path) -> tuple[str, float, str]:
@@ -155,6 +155,7 @@ def _natural(path: Path) -> tuple[str, float, str]:
     return str(path.parent), number * (1000 if size and size[2] == "b" else 1), path.stem
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """Return the first line of a file without the marks of a docstring or comment."""
     with path.open(encoding="utf-8") as file:
         return file.readline().strip().strip('"#').strip()

@@ -136,18 +136,12 @@ def _help() -> str:
     from torchtune_recipes import catalog
     from torchtune_recipes.plugins import entry_points
 
-    own = [
-        (name, _about(import_module(f"torchtune_recipes.cli.{file}")))
-        for name, file in _own().items()
-    ]
+    folder = Path(__file__).parent  # the files are read, not imported: `--help` is to be quick
+    own = [(name, catalog.first_line(folder / f"{file}.py")) for name, file in _own().items()]
     others = [(p.name, f"from {p.package}") for p in entry_points("torchtune.commands")]
     recipes = [(entry.name, entry.about) for entry in catalog.entries("recipe")]
     parts = [_HEAD, "commands:", *_table(own + others), "", "recipes:", *_table(recipes), "", _FOOT]
     return "\n".join(parts)
-
-
-def _about(module: ModuleType) -> str:
-    return (module.__doc__ or "").partition("\n")[0]
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:
