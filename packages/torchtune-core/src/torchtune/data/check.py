@@ -225,15 +225,18 @@ class CheckSummary:
         middle, most = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
         share = 100 * self.supervised / max(1, self.tokens)
         lines = [
-            f"{self.rows:,} rows, {self.tokens:,} tokens, {share:.0f} % of them trained, "
-            f"{self.cut:,} rows cut",
+            f"{_rows(self.rows)}, {self.tokens:,} tokens, {share:.0f} % of them trained, "
+            f"{_rows(self.cut)} cut",
             f"tokens a row: median {middle:,}, 95 % have at most {most:,}, longest {ordered[-1]:,}",
         ]
-        rows = "1 row" if self.faulty == 1 else f"{self.faulty:,} rows"
-        lines += [f"{rows} with faults"] if self.faulty else ["no faults found"]
+        lines += [f"{_rows(self.faulty)} with faults"] if self.faulty else ["no faults found"]
         lines += [
             f"  {self.faults[name]:>6,} {name}: {meaning}"
             for name, meaning in FAULTS.items()
             if name in self.faults
         ]
         return "\n".join(lines)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"

@@ -45,7 +45,7 @@ class Preparation:
 
     def __str__(self) -> str:
         share = 100 * self.supervised / self.tokens
-        lines = [f"{self.documents:,} rows, {self.tokens:,} tokens, {share:.0f} % of them trained"]
+        lines = [f"{_rows(self.documents)}, {self.tokens:,} tokens, {share:.0f} % of them trained"]
         if self.cut:
             lines.append(
                 f"{_rows(self.cut)} cut at max_seq_len {self.max_seq_len} (the longest has "
