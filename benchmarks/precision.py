@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("dataset")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--lr", nargs="+", default=["1e-6", "1e-5", "1e-4", "1e-3"])
+    parser.add_argument("--lr", nargs="+", default=["1e-5", "1e-4", "1e-3"])
     args = parser.parse_args()
     common = [f"checkpoint={args.checkpoint}", f"dataset={args.dataset}", "validation_split=0.1"]
-    common += [f"max_steps={args.steps}", "device=cpu", "max_seq_len=256"]
+    common += [f"max_steps={args.steps}", "device=cpu", "max_seq_len=128", "batch_size=2"]
     print("| | " + " | ".join(args.lr) + " |", "| --- |" + " --- |" * len(args.lr), sep="\n")
     for name, mode in MODES.items():
         losses = [val_loss([*common, *mode, f"optimizer.lr={lr}"]) for lr in args.lr]
