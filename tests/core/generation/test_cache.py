@@ -19,6 +19,7 @@ def test_logits_by_parts_are_those_of_one_forward(parts, padding, stories, load)
     pieces = zip(tokens.split(parts, 1), mask.split(parts, 1), strict=True)
     by_parts = torch.cat([model(piece, mask=real, cache=cache) for piece, real in pieces], 1)
     assert_close(by_parts[mask], whole[mask], rtol=0, atol=1e-4)
+    assert by_parts.isfinite().all()  # what padding becomes must not reach others as 0 * NaN
     assert cache.length == 10
 
 

@@ -73,11 +73,19 @@ def test_a_fresh_adapter_adds_keys_renames_none_and_changes_no_logit(tied, load,
 
 def test_first_values_follow_from_seed_and_name_alone(untied, load):
     name = "model.layers.1.mlp.up_proj.lora_a"
-    values = lora(load(untied)).state_dict()[name]
+    state = lora(load(untied)).state_dict()
+    values = state[name]
+    assert not torch.equal(values, state["model.layers.0.mlp.up_proj.lora_a"])
     assert torch.equal(values, lora(load(untied), targets=["up_proj"]).state_dict()[name])
     assert not torch.equal(values, lora(load(untied), seed=1).state_dict()[name])
     assert values.abs().max() <= 64**-0.5  # Kaiming's bound for 64 inputs
     assert_close(values.std(), torch.tensor((3 * 64) ** -0.5), rtol=0.1, atol=0)
+
+
+def test_without_blocks_all_linear_is_every_linear_layer_but_the_head():
+    layers = {name: torch.nn.Linear(8, 8) for name in ("a", "b", "lm_head")}
+    model = lora(torch.nn.ModuleDict({**layers, "norm": torch.nn.LayerNorm(8)}))
+    assert adapter_names(model) == {"a.lora_a", "a.lora_b", "b.lora_a", "b.lora_b"}
 
 
 def test_the_meta_device_and_the_dtype_of_the_base_are_kept(untied, load):
