@@ -12,7 +12,6 @@ from torchtune.distributed import (
     gather_full,
     join_world,
     shard,
-    sync_gradients,
 )
 from torchtune.losses import LinearCrossEntropy
 from torchtune.models import auto, from_pretrained
@@ -26,7 +25,6 @@ CASES = {
     "tied": {"tied": True},
     "root resharded": {"reshard_root": True},
     "root resharded, tied": {"reshard_root": True, "tied": True},
-    "added up in each micro-batch": {"sync_always": True},
     "whole weights kept": {"reshard": False},
     "recomputed": {"recompute": True},
     "LoRA on the head": {"targets": ("q_proj", "lm_head"), "reshard_root": True},
@@ -78,7 +76,6 @@ def step(folder, case):
     supervised = world.sum(sum(batch.supervised for batch in batches))
     total = torch.zeros(())
     for batch in batches:
-        sync_gradients(model, case.get("sync_always", False) or batch is batches[-1])
         loss = model(batch, loss=LinearCrossEntropy())
         (loss / supervised).backward()
         total += loss.detach()

@@ -111,9 +111,22 @@ def test_recomputed_activations_change_nothing(model, documents):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_change_nothing(model, documents):
-    compiled = run(model, documents, batch_size=8, change=training.compile_blocks)
-    assert_same_run(compiled, run(model, documents, batch_size=8))
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_blocks_change_nothing_and_share_their_graphs(recomputed, model, documents):
+    from torch._dynamo.utils import counters
+
+    def change(model):
+        model = training.compile_blocks(model)
+        return training.checkpoint_activations(model) if recomputed else model
+
+    counters.clear()
+    torch._dynamo.reset()
+    layout = {"batch_size": 2, "gradient_accumulation_steps": 2}  # rows of other lengths each time
+    assert_same_run(
+        run(model, documents, steps=6, change=change, **layout),
+        run(model, documents, steps=6, **layout),
+    )
+    assert 0 < counters["stats"]["unique_graphs"] <= 6
 
 
 def test_clipping_cuts_the_step_and_reports_the_norm_before(model, documents):

@@ -1,7 +1,7 @@
 """Processes and devices: the world, sharding, whole tensors, gradient norms, launching."""
 
 from torchtune.distributed.devices import DeviceFacts, check_dtype, choose_device, device_facts
-from torchtune.distributed.gradients import clip_grad_norm, sync_gradients
+from torchtune.distributed.gradients import clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.precision import compute_in
 from torchtune.distributed.shard import shard
@@ -23,5 +23,4 @@ __all__ = [
     "launch",
     "local_part",
     "shard",
-    "sync_gradients",
 ]

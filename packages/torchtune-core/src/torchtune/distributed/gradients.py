@@ -1,4 +1,4 @@
-"""The norm of all gradients, in every world the same, and when they are added up."""
+"""The norm of all gradients, in every world the same."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchtune.distributed.tensors import is_distributed, local_part
 
-__all__ = ["clip_grad_norm", "sync_gradients"]
+__all__ = ["clip_grad_norm"]
 
 
 @torch.no_grad()
@@ -62,14 +62,3 @@ def _row_norms(parts: list[Tensor]) -> Tensor:
     # Short sums in float32, the rest in float64: as fast as one long sum, and right.
     rows = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32) for part in parts]
     return torch.cat([norms.flatten() for norms in rows]).double()
-
-
-def sync_gradients(model: nn.Module, on: bool) -> None:
-    """Say whether the next backward adds up gradients over processes; a plain model does not care.
-
-    Off for all but the last micro-batch of a step saves communication and costs each process
-    the memory of all gradients whole, in float32. Results are the same to rounding.
-    """
-    set_sync = getattr(model, "set_requires_gradient_sync", None)
-    if callable(set_sync):
-        set_sync(on)

@@ -2,7 +2,7 @@
 
 from torchtune.modules.attention import Attend, Attention, dense_attention
 from torchtune.modules.decoder import Block, Cache, Decoder, FlatRow, TokenLoss
-from torchtune.modules.flat_attention import flat_attention
+from torchtune.modules.flat_attention import FlatAttention, flat_attention
 from torchtune.modules.linear import OutputLinear
 from torchtune.modules.mlp import SwiGLU
 from torchtune.modules.norm import RMSNorm
@@ -14,6 +14,7 @@ __all__ = [
     "Block",
     "Cache",
     "Decoder",
+    "FlatAttention",
     "FlatRow",
     "OutputLinear",
     "RMSNorm",

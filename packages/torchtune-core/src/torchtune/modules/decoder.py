@@ -163,7 +163,7 @@ class Decoder(nn.Module):
             Logits `[batch, seq, vocab]` or `[T, vocab]`; with `loss`, what it returns.
         """
         if not isinstance(x, Tensor):
-            hidden = self._hidden(x.tokens, x.positions, flat_attention(x.lengths))
+            hidden = self._hidden(x.tokens, x.positions, flat_attention(x.lengths, x.tokens.device))
             matrix = self.output_matrix()
             return F.linear(hidden, matrix) if loss is None else loss(hidden, matrix, x.labels)
         if cache is not None:

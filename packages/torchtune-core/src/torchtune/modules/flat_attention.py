@@ -6,8 +6,8 @@ is faster than torch's fused attention on a CPU), and longer ones go through the
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchtune.modules.attention import Attend
 
-__all__ = ["flat_attention"]
+__all__ = ["FlatAttention", "flat_attention"]
 
 EXPLICIT_LIMIT = 768
 """Documents above so many tokens go through torch's fused attention (measured, see benchmarks)."""
@@ -25,28 +25,50 @@ GROUP_STRETCH, GROUP_SLACK = 1.5, 8
 """A group's longest document is at most this times, plus that many tokens, its shortest (measured)."""
 
 
-def flat_attention(lengths: tuple[int, ...]) -> Attend:
-    """Return causal attention over `[T, heads, head_dim]`, each document for itself.
+class FlatAttention:
+    """Causal attention over `[T, heads, head_dim]`, each document for itself; made once a forward.
+
+    torch.compile guards on this object's type, not on the lengths, which are others in every step.
 
     Args:
         lengths: The documents' lengths, summing to T.
+        device: Where the row is.
     """
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-            return _variable_length(q, k, v, lengths)
-        if q.device.type == "cpu" and max(lengths) <= EXPLICIT_LIMIT:
-            return _Grouped.apply(q, k, v, lengths)
-        return _one_by_one(q, k, v, lengths)
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        self.lengths = lengths
+        self.longest = max(lengths)
+        self.ends = _ends(lengths, device) if device.type == "cuda" else None
+        self.written_out = None if device.type == "cuda" else _outside_of_graphs()
 
-    return attend
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return `[T, heads, head_dim]` for `q` of that shape and `k`, `v [T, kv_heads, head_dim]`."""
+        if self.ends is not None and q.dtype in (torch.bfloat16, torch.float16):
+            return _variable_length(q, k, v, self.ends, self.longest)
+        return (self.written_out or _one_by_one)(self, q, k, v)
 
 
-def _variable_length(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def flat_attention(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> Attend:
+    """Return causal attention over a flat row, each document for itself; see `FlatAttention`.
+
+    Args:
+        lengths: The documents' lengths, summing to T.
+        device: Where the row is.
+    """
+    return FlatAttention(lengths, torch.device(device))
+
+
+@cache
+def _outside_of_graphs() -> Callable[[FlatAttention, Tensor, Tensor, Tensor], Tensor]:
+    """Keep the written-out form, whose shapes are others in every step, out of compiled graphs."""
+    kept_out: Callable[[FlatAttention, Tensor, Tensor, Tensor], Tensor]
+    kept_out = torch.compiler.disable(_one_by_one)
+    return kept_out
+
+
+def _variable_length(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # a second to import
 
-    ends = _ends(lengths, q.device)
-    longest = max(lengths)
     out: Tensor = varlen_attn(
         q, k, v, ends, ends, longest, longest,
         window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
@@ -61,8 +83,11 @@ def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return starts.to(device)
 
 
-def _one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def _one_by_one(row: FlatAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run each run of short documents grouped, each long one through torch's fused attention."""
+    lengths = row.lengths
+    if len(lengths) == 1 or (q.device.type == "cpu" and row.longest <= EXPLICIT_LIMIT):
+        return _run(q, k, v, lengths)
     runs = _runs(lengths) if q.device.type == "cpu" else [(n,) for n in lengths]
     sizes = [sum(run) for run in runs]
     parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), runs, strict=True)

@@ -40,7 +40,8 @@ def checkpoint_activations(model: Model) -> Model:
 def compile_blocks(model: Model) -> Model:
     """Compile each block with torch.compile; equal blocks share one graph.
 
-    Call it before the model is sharded. Flat rows have another length in every step, so sizes are dynamic.
+    Call it before `checkpoint_activations`, which then runs compiled code again, and before the model is
+    sharded. Flat rows have another length in every step, so sizes are dynamic.
 
     Args:
         model: Changed in place and returned.
@@ -55,7 +56,7 @@ def compile_blocks(model: Model) -> Model:
             do="install g++ or clang, or set compile=false",
         )  # fmt: skip
     for block in model.blocks:
-        block.compile(dynamic=True)
+        block.forward = torch.compile(block.forward, dynamic=True)
     return model
 
 

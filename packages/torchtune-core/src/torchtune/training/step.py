@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune.data import Batch
-from torchtune.distributed import World, clip_grad_norm, sync_gradients
+from torchtune.distributed import World, clip_grad_norm
 from torchtune.errors import TuneError
 from torchtune.training.memory import peak_memory
 from torchtune.training.progress import StepMetrics
@@ -58,9 +58,7 @@ def train_step(
     began, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
     model.train()
     supervised = world.sum(sum(batch.supervised for batch in batches))
-    sums = [
-        _backward(model, batch, loss, supervised, batch is batches[-1], world) for batch in batches
-    ]
+    sums = [_backward(model, batch, loss, supervised, world) for batch in batches]
     values = torch.stack(sums).tolist()
     total = world.sum(math.fsum(values)) / max(1, supervised)
     if not math.isfinite(total):
@@ -88,9 +86,8 @@ def train_step(
 
 
 def _backward(
-    model: nn.Module, batch: Batch, loss: SummedLoss, supervised: int, last: bool, world: World
+    model: nn.Module, batch: Batch, loss: SummedLoss, supervised: int, world: World
 ) -> Tensor:
-    sync_gradients(model, last)
     value = model(batch.to(world.device), loss=loss)
     (value / max(1, supervised)).backward()
     return value.detach()

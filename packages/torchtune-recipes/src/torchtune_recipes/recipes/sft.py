@@ -153,10 +153,10 @@ class SFTRecipe:
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        if p.enable_activation_checkpointing:
-            model = training.checkpoint_activations(model)
         if p.compile:
             model = training.compile_blocks(model)
+        if p.enable_activation_checkpointing:
+            model = training.checkpoint_activations(model)
         compute = self.dtype if p.master_weights else None
         return shard(model, self.world, compute_dtype=compute).to_empty(device=self.world.device)
 
