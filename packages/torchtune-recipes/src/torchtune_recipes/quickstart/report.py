@@ -61,7 +61,9 @@ def adapter(folder: Path) -> str:
 def next_commands(folder: Path) -> None:
     """Print where the losses are drawn, and the commands to go on with."""
     print(f"    losses: {folder / 'lora/loss.png'}")
-    print(f"    ask it: tune generate --checkpoint {folder / 'lora'} --prompt 'Where is Peru?'")
+    print(
+        f"    ask it: tune generate --checkpoint {folder / 'lora'} --prompt 'Name the capital of Peru.'"
+    )
     print("    your own model and data:")
     print("      tune run sft --checkpoint ./my-model --dataset ./my.jsonl peft=lora\n", flush=True)
 

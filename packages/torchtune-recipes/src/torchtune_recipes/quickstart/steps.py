@@ -1,6 +1,7 @@
 """The two things that the quickstart does twice, both by the command: train, and answer."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -94,7 +95,10 @@ def answer(checkpoint: Path, questions: Path) -> Answers:
 def _start(words: list[str], stdout: int | None = None) -> "subprocess.Popen[str]":
     print(f"\n$ tune {shlex.join(words)}", flush=True)
     command = [sys.executable, "-m", "torchtune_recipes.cli.main", *words]
-    return subprocess.Popen(command, stdout=stdout, text=True)
+    # Matrices this small gain nothing from a second thread, and lose on a busy machine. One thread
+    # also adds up in one order, however many cores there are.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=stdout, env=environment, text=True)
 
 
 def _check(code: int) -> None:
