@@ -50,7 +50,6 @@ def main() -> None:
         ends.append((time.perf_counter(), time.process_time(), process_age(), peak_rss_mb()))
 
     from torch.optim.optimizer import register_optimizer_step_post_hook
-
     from torchtune_recipes.catalog import resolve_recipe
 
     register_optimizer_step_post_hook(note)
