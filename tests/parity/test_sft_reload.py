@@ -23,6 +23,19 @@ def test_a_full_run_loads_in_transformers(runs):
     assert tokenizer(text).input_ids == [1, *ours_encode(folder, text)]
 
 
+@pytest.mark.parametrize(
+    ("row", "saved"),
+    [({"text": "Once upon a time"}, False), ({"question": "Why?", "answer": "Because."}, True)],
+)
+def test_the_template_that_was_used_is_saved_and_no_other(row, saved, runs):
+    import json
+
+    (runs.folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    runs.rows = runs.folder / "rows.jsonl"
+    runs.run("one", "max_steps=1", "dataset.split=train")
+    assert (runs.folder / "one/latest/chat_template.jinja").exists() == saved
+
+
 def ours_encode(folder, text):
     from torchtune.data import auto_tokenizer
 

@@ -66,6 +66,15 @@ def test_rows_of_a_program_need_no_file(tmp_path, tokenizer):
     assert given.where(1) == "memory:2"
 
 
+def test_the_report_says_whether_a_template_was_used(tmp_path, tokenizer):
+    def templated(row):
+        return tokenize_rows([row], tokenizer, max_seq_len=512, progress=False).report.templated
+
+    assert templated({"question": "Why?", "answer": "Because."})
+    assert not templated({"text": "Once upon a time"})
+    assert not templated({"input_ids": [1, 5, 6], "labels": [1, 5, 6]})
+
+
 def test_long_rows_are_cut_from_the_right_without_an_end_token(tmp_path, tokenizer):
     row = {"instruction": "Tell.", "output": "There was a little girl. " * 40}
     path = write(tmp_path, {"text": "Hi."}, row)

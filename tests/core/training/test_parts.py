@@ -103,10 +103,11 @@ def test_the_record_holds_versions_and_digests(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     digests = training.data_digests({"source": str(tmp_path / "rows.jsonl")}, None)
     expected = hashlib.sha256(b"{}").hexdigest()
-    training.record_environment(tmp_path / "e.json", data=digests)
-    record = json.loads((tmp_path / "e.json").read_text())
+    training.record_run(tmp_path, config="seed: 1\n", data=digests)
+    record = json.loads((tmp_path / "environment.json").read_text())
     assert record["data"] == {str(tmp_path / "rows.jsonl"): expected}
     assert record["packages"]["torch"] == torch.__version__
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
 
 
 def test_weights_gradients_and_states_are_counted_to_the_byte():

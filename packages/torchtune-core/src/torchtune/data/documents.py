@@ -29,6 +29,7 @@ class Preparation:
         cut_rows: The first few that were cut, as ``file:line``.
         left_out_rows: The first few that were left out.
         seconds: How long it took.
+        templated: Whether any row went through the chat format, rather than being plain text or ids.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Preparation:
     cut_rows: tuple[str, ...] = ()
     left_out_rows: tuple[str, ...] = ()
     seconds: float = 0.0
+    templated: bool = False
 
     def __str__(self) -> str:
         share = 100 * self.supervised / self.tokens

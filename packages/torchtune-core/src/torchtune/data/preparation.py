@@ -216,6 +216,7 @@ class _Taken:
             cut_rows=tuple(rows.where(index) for index in self.cut[:NAMED]),
             left_out_rows=tuple(rows.where(index) for index in self.left_out[:NAMED]),
             seconds=seconds,
+            templated=rows.has_chats,
         )
         return found.with_report(report)
 

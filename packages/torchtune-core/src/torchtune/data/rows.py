@@ -43,6 +43,8 @@ class Rows:
         self._transform = transform
         self._starts = [0, *accumulate(map(len, self.sources))]
         self._forms: dict[tuple[str, ...], tuple[Form, dict[str, str]]] = {}
+        self.has_chats = False
+        """Whether any row read so far is a conversation, rather than plain text or ids."""
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -59,12 +61,14 @@ class Rows:
         source, at = self.locate(index)
         try:
             row = self.sources[source].row(at)
-            return _transformed(self._transform, row) if self._transform else self._formed(row)
+            example = _transformed(self._transform, row) if self._transform else self._formed(row)
         except DataError as error:
             if error.where:
                 raise
             where = self.where(index)
             raise DataError(error.code, error.what, where=where, do=error.do) from None
+        self.has_chats = self.has_chats or isinstance(example, Chat)
+        return example
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return the number of the source that holds row `index`, and the row's number in it."""

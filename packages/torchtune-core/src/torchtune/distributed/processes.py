@@ -143,7 +143,8 @@ def _work(name: str, rank: str) -> None:
         text = f"rank {rank} failed\n{traceback.format_exc()}"
         _write(folder / f"{rank}.error", TuneError("E-PROCESS", text))
     else:
-        return
+        _flush()
+        os._exit(0)  # gloo's threads can abort a tidy exit, after all work is done
     os._exit(1)  # at once: a tidy exit would wait for peers that wait for this process
 
 
@@ -182,6 +183,11 @@ def _write(path: Path, value: object) -> None:
     aside = path.with_suffix(".aside")
     aside.write_bytes(pickle.dumps(value))
     aside.replace(path)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _leave() -> None:

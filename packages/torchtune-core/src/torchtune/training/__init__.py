@@ -1,7 +1,7 @@
 """Parts of a training loop: the step, schedules, progress, loggers, memory."""
 
 from torchtune.training.activations import checkpoint_activations, compile_blocks
-from torchtune.training.environment import data_digests, file_digest, record_environment
+from torchtune.training.environment import data_digests, file_digest, record_run
 from torchtune.training.initialise import init_weights
 from torchtune.training.loggers import JsonlLogger, Logger
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
@@ -44,7 +44,7 @@ __all__ = [
     "peak_memory",
     "plan_memory",
     "plot_loss",
-    "record_environment",
+    "record_run",
     "set_seed",
     "torch_profiler",
     "train_step",

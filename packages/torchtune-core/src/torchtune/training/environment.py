@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["data_digests", "file_digest", "record_environment"]
+__all__ = ["data_digests", "file_digest", "record_run"]
 
 PACKAGES = ("torchtune-core", "torchtune-recipes", "torch", "tokenizers", "safetensors", "datasets")
 
 
-def record_environment(path: str | Path, **facts: Any) -> None:
-    """Write versions, machine, git commit and the given facts as JSON.
+def record_run(folder: str | Path, *, config: str, **facts: Any) -> None:
+    """Write `config.yaml`, and `environment.json` with versions, machine, git commit and more.
 
     Args:
-        path: The file.
+        folder: The run's output folder.
+        config: The configuration as resolved, YAML.
         **facts: More to record, such as digests of data and base; JSON values.
     """
     record = {
@@ -33,7 +34,9 @@ def record_environment(path: str | Path, **facts: Any) -> None:
         "git_commit": _git_commit(),
         **facts,
     }
-    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=2) + "\n"
+    Path(folder, "environment.json").write_text(text, encoding="utf-8")
+    Path(folder, "config.yaml").write_text(config, encoding="utf-8")
 
 
 def file_digest(path: str | Path) -> str | None:

@@ -165,9 +165,7 @@ class SFTRecipe:
         tokenizer = build("tokenizer", self.params.tokenizer, checkpoint=self.params.checkpoint)
         today = datetime.date.today().isoformat()
         day = self.world.broadcast(self.saved.get("date", today))
-        form = data.ChatFormat(tokenizer, self.params.chat_template, date=day)
-        tokenizer.chat_template = form.template  # what was used is saved with every checkpoint
-        return form
+        return data.ChatFormat(tokenizer, self.params.chat_template, date=day)
 
     def _setup_data(self) -> tuple[data.Steps, data.Documents | None]:
         """Tokenize the rows; return the optimizer steps and the held-out documents."""
@@ -203,6 +201,8 @@ class SFTRecipe:
             workers=self.params.num_workers,
             progress=self.world.is_main,
         )
+        if documents.report and documents.report.templated:
+            self.form.tokenizer.chat_template = self.form.template  # saved with every checkpoint
         self.log.say(key, documents.report)
         return documents
 
@@ -252,16 +252,16 @@ class SFTRecipe:
 
     def _record_environment(self) -> str | None:
         """Write what the run is made of; return the sha256 of the base's weights."""
-        p, base = self.params, None
-        if self.world.is_main:
+        p = self.params
+
+        def write() -> str | None:
             base = checkpoint.weights_digest(p.checkpoint) if p.checkpoint else None
-            training.record_environment(
-                self.run.path / "environment.json",
-                base={"path": p.checkpoint, "sha256": base},
-                data=training.data_digests(p.dataset, p.dataset_val),
-            )
-            (self.run.path / "config.yaml").write_text(resolved_yaml(p), encoding="utf-8")
-        return self.world.broadcast(base)
+            data = training.data_digests(p.dataset, p.dataset_val)
+            facts = {"base": {"path": p.checkpoint, "sha256": base}, "data": data}
+            training.record_run(self.run.path, config=resolved_yaml(p), **facts)
+            return base
+
+        return checkpoint.on_main(self.world, write, self.run.path)
 
     def load_checkpoint(self) -> Progress | None:
         """Fill the model from the base and, when resuming, all from the step folder."""
@@ -344,13 +344,20 @@ class SFTRecipe:
     def save_checkpoint(self) -> None:
         """Write the step folder, unless it is there, and prune the old ones."""
         if self.saved.get("progress") != asdict(self.progress):
+            saved = {
+                "progress": asdict(self.progress),
+                "date": self.form.date,
+                "base_sha256": self.base_sha256,
+                **self._conditions(),
+            }
             with self.run.writing(self.progress.step) as folder:
-                self._write(folder)
+                self._write(folder, saved)
+            self.saved = saved
         best = {self.progress.best_step} if self.params.keep_best else set()
         self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
         self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, info: dict[str, Any]) -> None:
         """Write what transformers, PEFT and vLLM load, and what a resume needs beside it."""
         model, world, adapter = self.model, self.world, adapter_names(self.model)
         if adapter:
@@ -361,15 +368,9 @@ class SFTRecipe:
             config = model.hf_config
             checkpoint.save_model(model, folder, world=world, config=config, dtype=self.dtype)
         checkpoint.on_main(world, lambda: self.form.tokenizer.save(folder), folder)
-        self.saved = {
-            "progress": asdict(self.progress),
-            "date": self.form.date,
-            "base_sha256": self.base_sha256,
-            **self._conditions(),
-        }
         checkpoint.save_training_state(
             folder, model=model, optimizer=self.optimizer, scheduler=self.scheduler, world=world,
-            info=self.saved, weights=self.params.master_weights and not adapter,
+            info=info, weights=self.params.master_weights and not adapter,
         )  # fmt: skip
 
     def _conditions(self) -> dict[str, Any]:
