@@ -22,8 +22,9 @@ def title(text: str) -> None:
 def rows(path: Path, *keys: str) -> None:
     """Print some rows of a JSONL file, spread over it."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    for line in lines[:: len(lines) // 3][:3]:
-        print("    " + "  ->  ".join(json.loads(line)[key] for key in keys), flush=True)
+    for number in range(3):
+        row = json.loads(lines[number * (len(lines) // 3) + number])
+        print("    " + "  ->  ".join(row[key] for key in keys), flush=True)
 
 
 def answers(before: Answers, after: Answers) -> None:
