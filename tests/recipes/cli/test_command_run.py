@@ -1,5 +1,6 @@
 """`tune run` and its other spellings: what runs, with which arguments, and what is refused."""
 
+import argparse
 import json
 
 import pytest
@@ -118,3 +119,15 @@ def test_all_faults_are_reported_before_torch_is_loaded(tune, tmp_path, echo):
     assert done.returncode == 2
     assert done.stderr.count("error[") == 2
     assert "did you mean 'dtype'?" in done.stderr
+
+
+def test_every_option_of_torchrun_that_fits_a_recipe_is_known():
+    from torch.distributed.run import get_args_parser
+    from torchtune_recipes.cli.run import add_arguments
+
+    ours = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(ours)
+    not_for_recipes = {"--module", "-m", "--no-python", "--no_python", "--run-path", "--run_path"}
+    wanted = {word for action in get_args_parser()._actions for word in action.option_strings}
+    known = {word for action in ours._actions for word in action.option_strings}
+    assert wanted - not_for_recipes == known
