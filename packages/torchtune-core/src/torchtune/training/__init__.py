@@ -5,7 +5,7 @@ from torchtune.training.environment import data_digests, file_digest, record_run
 from torchtune.training.initialise import init_weights
 from torchtune.training.loggers import JsonlLogger, Logger
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
-from torchtune.training.optimizers import adamw
+from torchtune.training.optimizers import adamw, rounding_note
 from torchtune.training.plot import plot_loss
 from torchtune.training.profiling import torch_profiler
 from torchtune.training.progress import Progress, StepMetrics
@@ -45,6 +45,7 @@ __all__ = [
     "plan_memory",
     "plot_loss",
     "record_run",
+    "rounding_note",
     "set_seed",
     "torch_profiler",
     "train_step",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-__all__ = ["adamw"]
+__all__ = ["adamw", "rounding_note"]
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 """Where torch has a fused AdamW; on a CPU it takes a third of the for-loop's time."""
@@ -36,3 +36,17 @@ def adamw(
     return torch.optim.AdamW(
         parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
     )
+
+
+def rounding_note(optimizer: torch.optim.Optimizer) -> str:
+    """Say where updates are too small for weights in bf16, or nothing.
+
+    bf16 keeps 8 bits: AdamW changes a weight by about the learning rate, and what is less than 1/512
+    of the weight is rounded away. Below 1e-4 that is most of a fine-tune of whole weights.
+    """
+    small = any(
+        group["lr"] < 1e-4 and any(p.dtype == torch.bfloat16 for p in group["params"])
+        for group in optimizer.param_groups
+    )
+    advice = "master_weights=true keeps them, for 8 more bytes a trained weight"
+    return f"bf16 weights round away most updates of a rate below 1e-4; {advice}" if small else ""

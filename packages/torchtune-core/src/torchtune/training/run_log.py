@@ -36,8 +36,8 @@ class RunLog:
         self._drawn = time.monotonic()
 
     def say(self, label: str, text: object) -> None:
-        """Print lines on stderr, the first behind `label`."""
-        if self.speaks:
+        """Print lines on stderr, the first behind `label`; nothing for an empty text."""
+        if self.speaks and str(text):
             indented = str(text).replace("\n", "\n" + " " * 11)
             print(f"{label:11}{indented}", file=sys.stderr, flush=True)
 

@@ -248,6 +248,7 @@ class SFTRecipe:
         )
         self.log.say("model", f"{plan.parameters:,} parameters, {plan.trained:,} of them trained")
         self.log.say("memory", plan)
+        self.log.say("note", training.rounding_note(self.optimizer))
         return plan
 
     def _record_environment(self) -> str | None:
