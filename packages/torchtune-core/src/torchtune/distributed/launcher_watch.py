@@ -1,5 +1,6 @@
 """What a worker owes its launcher: to end when it dies, and to tell it what went wrong."""
 
+import atexit
 import os
 import sys
 import threading
@@ -9,7 +10,7 @@ from types import TracebackType
 
 from torchtune.errors import tell_launcher
 
-__all__ = ["end_with_launcher", "report_to_launcher"]
+__all__ = ["end_with_launcher", "leave_at_once_when_done", "report_to_launcher", "work_is_done"]
 
 PERIOD_SECONDS = 0.5
 
@@ -45,3 +46,28 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
     text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
     if not tell_launcher(text, 1):
         sys.__excepthook__(kind, error, trace)
+
+
+_work_is_done = threading.Event()
+
+
+def leave_at_once_when_done() -> None:
+    """Let this process end without a tidy exit, once `work_is_done` was called.
+
+    gloo's threads can abort a tidy exit ("terminate called without an active exception"), which
+    the launcher takes for a failure: one run of two processes in twelve. Call it early, so that it
+    is the last thing at exit.
+    """
+    atexit.register(_leave)
+
+
+def work_is_done() -> None:
+    """Say that all is saved and closed, so that the exit code can only be 0."""
+    _work_is_done.set()
+
+
+def _leave() -> None:
+    if _work_is_done.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from torchtune.distributed.devices import choose_device, device_facts
-from torchtune.distributed.launcher_watch import end_with_launcher, report_to_launcher
+from torchtune.distributed.launcher_watch import (
+    end_with_launcher,
+    leave_at_once_when_done,
+    report_to_launcher,
+    work_is_done,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -110,7 +115,8 @@ class World:
     def close(self) -> None:
         """Leave; save and flush before. Not for a `finally`: after an error it would wait.
 
-        Afterwards nothing that communicates may be called.
+        Afterwards nothing that communicates may be called, and with several processes the process
+        ends with exit code 0 whatever follows.
         """
         if self.size == 1:
             return
@@ -119,6 +125,7 @@ class World:
         if dist.is_initialized():
             self.barrier()  # a process that leaves early makes gloo abort in its peers
             dist.destroy_process_group()
+            work_is_done()
 
 
 def _exact_dtype(value: int | float) -> torch.dtype:
@@ -146,6 +153,8 @@ def join_world(device: str = "auto") -> World:
         torch.cuda.set_device(place)
     end_with_launcher()
     report_to_launcher()
+    if size > 1:
+        leave_at_once_when_done()
     return World(rank, size, place, _make_mesh(place, size) if size > 1 else None)
 
 
