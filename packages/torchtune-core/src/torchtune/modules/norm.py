@@ -1,5 +1,7 @@
 """Normalisation layers."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +26,35 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x [..., dim]`; shape and dtype are kept."""
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+            return normed
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Return ones: a fresh norm only normalises."""
         return torch.ones(shape)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The norm in few passes, all fp32: on a CPU torch has no kernel of its own, and mixing dtypes
+    in one operation costs ten times a conversion."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x.float()
+        norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (exact * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normed, exact = x.float() * scale, grad.float()
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (normed * exact).flatten(0, -2).sum(0).to(weight.dtype)
+        scaled = exact * weight.float()
+        along = (scaled * normed).mean(-1, keepdim=True)
+        return scaled.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None
