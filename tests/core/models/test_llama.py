@@ -1,7 +1,6 @@
 """The Llama family against transformers and against a trained model's recorded values."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from torchtune.models import auto, from_pretrained
 from torchtune.models.llama import HUB_NAMES, SIZES, from_hf_config, llama
 
 LLAMAS = ("llama2", "llama3", "llama3_1", "llama3_2")
-
-
-@pytest.fixture(scope="module")
-def random_models(shared):
-    pytest.importorskip("transformers")
-    sys.path.insert(0, str(shared / "reference"))
-    return pytest.importorskip("random_models")
 
 
 @pytest.mark.parametrize("style", ["hub", "v5"])

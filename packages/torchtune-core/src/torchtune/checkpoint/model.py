@@ -128,7 +128,7 @@ def save_model(
     skip: Collection[str] = (),
     durable: bool = True,
 ) -> None:
-    """Write `model` so that transformers, vLLM and `load_model` load the folder as it is.
+    """Write `model` so that transformers and `load_model` load the folder as it is.
 
     All ranks call this; the main one writes, and holds one tensor whole at a time.
 

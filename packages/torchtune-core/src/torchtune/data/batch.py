@@ -9,7 +9,8 @@ from torchtune.data.documents import Documents
 
 __all__ = ["IGNORED", "Batch", "flat_batch", "idle_batch"]
 
-IGNORED = -100  # the label of a position that trains nothing
+IGNORED = -100
+"""The label of a position that trains nothing, as everywhere in PyTorch."""
 
 
 @dataclass(frozen=True)

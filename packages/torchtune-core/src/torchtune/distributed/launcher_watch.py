@@ -62,7 +62,16 @@ def leave_at_once_when_done() -> None:
 
 
 def work_is_done() -> None:
-    """Say that all is saved and closed, so that the exit code can only be 0."""
+    """Say that all is saved and closed, so that the exit code is 0 unless an exception follows."""
+    former = sys.excepthook
+
+    def failed(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        _work_is_done.clear()
+        former(kind, error, trace)
+
+    sys.excepthook = failed
     _work_is_done.set()
 
 

@@ -116,7 +116,7 @@ class World:
         """Leave; save and flush before. Not for a `finally`: after an error it would wait.
 
         Afterwards nothing that communicates may be called, and with several processes the process
-        ends with exit code 0 whatever follows.
+        ends with exit code 0 unless an exception is raised.
         """
         if self.size == 1:
             return

@@ -5,12 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchtune.data import IGNORED
 from torchtune.errors import ConfigError
 
 __all__ = ["LinearCrossEntropy"]
-
-IGNORED = -100
-"""The label of a position that is not trained, as everywhere in PyTorch."""
 
 
 ELEMENTS_AT_ONCE = {False: 2**20, True: 2**25}

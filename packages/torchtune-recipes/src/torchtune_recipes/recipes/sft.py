@@ -122,7 +122,7 @@ class SFTRecipe:
         p = self.params
         self.world = join_world(p.device)
         check_dtype(self.dtype, self.world.device)
-        training.set_seed(p.seed, deterministic=p.deterministic)
+        training.set_seed(p.seed + self.world.rank, deterministic=p.deterministic)
         self.stop = training.StopSignal()
         self.log = training.RunLog(speaks=self.world.is_main, every_n_steps=p.log_every_n_steps)
         self.run = checkpoint.RunFolder(p.output_dir, self.world, resume=p.resume_from_checkpoint)
@@ -359,7 +359,7 @@ class SFTRecipe:
         self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
 
     def _write(self, folder: Path, info: dict[str, Any]) -> None:
-        """Write what transformers, PEFT and vLLM load, and what a resume needs beside it."""
+        """Write what transformers and PEFT load, and what a resume needs beside it."""
         model, world, adapter = self.model, self.world, adapter_names(self.model)
         if adapter:
             base = str(Path(self.params.checkpoint or "").absolute())
