@@ -16,6 +16,18 @@ def test_the_norm_is_its_formula_in_fp32():
     torch.testing.assert_close(norm(x).float(), expected, atol=0, rtol=2**-7)
 
 
+def test_the_norm_has_the_gradients_of_torchs():
+    x = torch.randn(4, 6, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(6, dtype=torch.double, requires_grad=True)
+    norm = RMSNorm(6)
+
+    def ours(x, weight):
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(ours, (x, weight))
+    torch.testing.assert_close(ours(x, weight), F.rms_norm(x, (6,), weight, 1e-5))
+
+
 def test_the_feed_forward_is_its_formula_in_value_and_gradient():
     layer = SwiGLU(8, 12).double()
     x = torch.randn(3, 8, dtype=torch.double, requires_grad=True)

@@ -42,7 +42,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = x.float()
+        exact = x.to(_exact(x.dtype))
         norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -51,10 +51,14 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        normed, exact = x.float() * scale, grad.float()
+        normed, exact = x.to(scale.dtype) * scale, grad.to(scale.dtype)
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (normed * exact).flatten(0, -2).sum(0).to(weight.dtype)
-        scaled = exact * weight.float()
+        scaled = exact * weight.to(scale.dtype)
         along = (scaled * normed).mean(-1, keepdim=True)
         return scaled.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
