@@ -58,7 +58,7 @@ def test_logits_and_gradients_are_those_of_peft(case, untied, load, tokens):
     reference = [p.grad for p in theirs.parameters() if p.requires_grad]
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     for got, want in zip(gradients, reference, strict=True):
-        assert (got - want).norm() <= 1e-5 * want.norm()  # sums of thousands, of either sign
+        assert (got - want).norm() <= 1e-4 * want.norm()  # sums of thousands, of either sign
 
 
 def test_a_fresh_adapter_adds_keys_renames_none_and_changes_no_logit(tied, load, tokens):
