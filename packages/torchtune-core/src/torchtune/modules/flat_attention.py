@@ -18,7 +18,8 @@ from torchtune.modules.grouped_attention import grouped_attention
 __all__ = ["FlatAttention", "flat_attention"]
 
 EXPLICIT_LIMIT = 768
-"""Documents above so many tokens go through torch's fused attention (measured, see benchmarks)."""
+"""Documents above so many tokens go through torch's fused attention. On two cores in bf16 that takes, of the
+written-out form's CPU time, 1.57 at 256 tokens, 1.37 at 512, 1.07 at 768, 0.82 at 1,024, 0.57 at 2,048."""
 
 
 class FlatAttention:

@@ -14,7 +14,9 @@ from torch import Tensor
 __all__ = ["grouped_attention"]
 
 GROUP_STRETCH, GROUP_SLACK = 1.5, 8
-"""A group's longest document is at most this times, plus that many tokens, its shortest (measured)."""
+"""A group's longest document is at most this times, plus that many tokens, its shortest.
+
+On Alpaca rows stretches from 1.2 to 2.0 are within the noise of one another; 1.5 was never the slower."""
 
 
 class Group(NamedTuple):

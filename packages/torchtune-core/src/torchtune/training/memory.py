@@ -52,7 +52,7 @@ def plan_memory(
     tokens: int,
     processes: int = 1,
     recompute: bool = False,
-    head_tokens: int = 512,
+    head_tokens: int = 1024,
 ) -> MemoryPlan:
     """Estimate the memory of training with AdamW, weights shared evenly among the processes.
 
@@ -64,13 +64,14 @@ def plan_memory(
         tokens: Tokens of one micro-batch.
         processes: Over how many the weights are sharded.
         recompute: Whether activations are computed again in backward.
-        head_tokens: Positions whose logits exist at once, in fp32.
+        head_tokens: Positions whose logits exist at once, in the weights' dtype (`LinearCrossEntropy`).
     """
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in parameters)
     trainable = sum(p.numel() * p.element_size() for p in trained)
-    width = _kept_per_token(model, recompute) * parameters[0].element_size()
+    size = parameters[0].element_size()
+    width = _kept_per_token(model, recompute)
     vocab = max(p.shape[0] for p in parameters)
     return MemoryPlan(
         parameters=sum(p.numel() for p in parameters),
@@ -78,7 +79,7 @@ def plan_memory(
         weights=weights // processes,
         gradients=trainable // processes,
         optimizer=2 * trainable // processes,
-        activations=tokens * width + 2 * 4 * min(tokens, head_tokens) * vocab,
+        activations=(tokens * width + min(tokens, head_tokens) * vocab) * size,
     )
 
 
