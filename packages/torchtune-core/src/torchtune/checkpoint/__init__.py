@@ -2,6 +2,12 @@
 
 from torchtune.checkpoint.adapter import load_adapter, save_adapter
 from torchtune.checkpoint.disk import on_main
+from torchtune.checkpoint.found import (
+    FoundCheckpoint,
+    find_checkpoint,
+    read_adapter_config,
+    run_info,
+)
 from torchtune.checkpoint.lines import cut_lines
 from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.model import load_model, save_model
@@ -10,17 +16,21 @@ from torchtune.checkpoint.training_state import load_training_state, read_info, 
 from torchtune.checkpoint.weights import Weights, read_weights, weights_digest
 
 __all__ = [
+    "FoundCheckpoint",
     "RunFolder",
     "Weights",
     "cut_lines",
     "damaged_files",
+    "find_checkpoint",
     "latest_step",
     "load_adapter",
     "load_model",
     "load_training_state",
     "on_main",
+    "read_adapter_config",
     "read_info",
     "read_weights",
+    "run_info",
     "save_adapter",
     "save_model",
     "save_training_state",

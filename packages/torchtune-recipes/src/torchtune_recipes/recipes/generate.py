@@ -10,17 +10,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torchtune import checkpoint, data
 from torchtune.config import MISSING, TuneArgumentParser, checks
-from torchtune.distributed import check_dtype, join_world
-from torchtune.errors import ConfigError, MissingError, report_errors
-from torchtune.generation import generate, pack_linears
-from torchtune.models import auto
-from torchtune.modules import Decoder
-from torchtune.peft import adapter_names, lora_from_config
+from torchtune.distributed import join_world
+from torchtune.errors import MissingError, report_errors
+from torchtune.generation import LoadedCheckpoint, generate, load_checkpoint
 
 
 @dataclass
@@ -75,9 +70,7 @@ class GenerateRecipe:
         """Find the files, and make model and tokenizer."""
         self.world = join_world(self.params.device)
         self.texts = self._setup_prompts()
-        self.folder, self.base = self._find_checkpoint()
-        self.model = self.load_checkpoint()
-        self.tokenizer, self.form = self._setup_tokenizer()
+        self.loaded = self.load_checkpoint()
 
     def _setup_prompts(self) -> list[str]:
         p = self.params
@@ -87,58 +80,10 @@ class GenerateRecipe:
             raise MissingError("E-FILE", f"there is no file {p.prompts!r}", where="prompts")
         return Path(p.prompts).read_text(encoding="utf-8").splitlines()
 
-    def _find_checkpoint(self) -> tuple[Path, Path]:
-        """Return the folder to answer with, and that of the whole weights: its base, or itself."""
-        given = Path(self.params.checkpoint).expanduser()
-        folder = checkpoint.latest_step(given) or given
-        if not (folder / "adapter_config.json").is_file():
-            if self.params.base is not None:
-                what = "a base is for adapters; this checkpoint holds whole weights"
-                raise ConfigError("E-BASE", what, where="base", do="leave it out")
-            return folder, folder
-        said = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        base, do = Path(self.params.base or said or "?").expanduser(), "say where it is: --base DIR"
-        if not (base / "config.json").is_file():
-            what = f"the adapter's base is not at {str(base)!r}"
-            raise MissingError("E-BASE", what, where=str(folder), do=do)
-        wanted = _saved(folder).get("base_sha256")
-        if wanted and wanted != checkpoint.weights_digest(base):
-            what = f"{str(base)!r} holds other weights than the adapter was trained on"
-            raise ConfigError("E-BASE", what, where=str(folder), do=do)
-        return folder, base
-
-    def load_checkpoint(self) -> Decoder:
+    def load_checkpoint(self) -> LoadedCheckpoint:
         """Build the model and fill it from the base and the adapter."""
-        with torch.device("meta"):
-            model = auto(self.base)
-            if self.folder != self.base:
-                lora_from_config(model, _read_json(self.folder / "adapter_config.json"))
-        dtype = self._dtype(model.hf_config)
-        model = model.to(dtype).to_empty(device=self.world.device)
-        adapter = adapter_names(model)
-        checkpoint.load_model(model, self.base, skip=adapter)
-        if adapter:
-            checkpoint.load_adapter(model, self.folder, names=adapter)
-        return pack_linears(model.requires_grad_(False).eval())
-
-    def _dtype(self, config: dict[str, Any]) -> torch.dtype:
-        named = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        own = config.get("dtype", config.get("torch_dtype"))
-        dtype = named.get(self.params.dtype, torch.float32 if own == "float32" else torch.bfloat16)
-        check_dtype(dtype, self.world.device)
-        return dtype
-
-    def _setup_tokenizer(self) -> tuple[data.Tokenizer, data.ChatFormat | None]:
-        """Return the tokenizer, and the chat format where there is a template to use."""
-        files = ("tokenizer.json", "tokenizer.model")
-        own = any((self.folder / file).is_file() for file in files)
-        tokenizer = data.auto_tokenizer(self.folder if own else self.base)
-        if self.params.raw or tokenizer.chat_template is None:
-            if self.params.system is not None:
-                what = "a system message needs a chat template, and this checkpoint has none"
-                raise MissingError("E-CHAT-TEMPLATE", what, where="system")
-            return tokenizer, None
-        return tokenizer, data.ChatFormat(tokenizer, date=_saved(self.folder).get("date"))
+        p = self.params
+        return load_checkpoint(p.checkpoint, base=p.base, dtype=p.dtype, device=self.world.device)
 
     def generate(self) -> None:
         """Answer all prompts, in order."""
@@ -146,29 +91,20 @@ class GenerateRecipe:
         for first in range(0, len(self.texts), p.batch_size):
             texts = self.texts[first : first + p.batch_size]
             answers = generate(
-                self.model,
-                [self._tokens(text) for text in texts],
+                self.loaded.model,
+                [self.loaded.prompt_ids(t, system=p.system, raw=p.raw) for t in texts],
                 max_new_tokens=p.max_new_tokens,
                 temperature=p.temperature,
                 top_k=p.top_k,
                 top_p=p.top_p,
                 seed=p.seed + first,
-                stop_tokens=self.tokenizer.stop_ids if self.form is None else self.form.stop_ids,
+                stop_tokens=self.loaded.stop_ids if not p.raw else self.loaded.tokenizer.stop_ids,
             )
             tokens += sum(map(len, answers))
             for text, answer in zip(texts, answers, strict=True):
-                self._print(text, self.tokenizer.decode(answer))
+                self._print(text, self.loaded.tokenizer.decode(answer))
         rate = tokens / (time.perf_counter() - start)
         print(f"{tokens:,} tokens, {rate:.1f} a second", file=sys.stderr)
-
-    def _tokens(self, text: str) -> list[int]:
-        """Return the ids of a prompt, up to where the answer begins."""
-        if self.form is not None:
-            said = self.params.system
-            system = [] if said is None else [data.Message("system", said)]
-            return self.form.prompt([*system, data.Message.task(text)])
-        begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
-        return [token for token in begin if token is not None] + self.tokenizer.encode(text)
 
     def _print(self, prompt: str, answer: str) -> None:
         if self.world.is_main:
@@ -178,18 +114,6 @@ class GenerateRecipe:
     def cleanup(self) -> None:
         """Leave the world."""
         self.world.close()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ConfigError("E-FILE-DAMAGED", f"{path.name}: {error}", where=str(path)) from None
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-    """Return what the run that wrote `folder` says of itself; nothing for others' folders."""
-    return checkpoint.read_info(folder) if (folder / "training_state").is_dir() else {}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""Where the files of a checkpoint are, by whatever name the user gives it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchtune.checkpoint.manifest import latest_step
+from torchtune.checkpoint.training_state import read_info
+from torchtune.checkpoint.weights import weights_digest
+from torchtune.errors import ConfigError, MissingError
+
+__all__ = ["FoundCheckpoint", "find_checkpoint", "read_adapter_config", "run_info"]
+
+DOWNLOADS = Path("models")
+"""Where ``tune download`` puts a model, under the last part of its name on the hub."""
+
+
+class FoundCheckpoint(NamedTuple):
+    """The folders that make up a checkpoint.
+
+    Args:
+        folder: The model's folder or, for an adapter, the adapter's.
+        base: The folder of the whole weights: the adapter's base, else `folder` itself.
+    """
+
+    folder: Path
+    base: Path
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether `folder` holds an adapter, not whole weights."""
+        return self.folder != self.base
+
+
+def find_checkpoint(
+    checkpoint: str | Path, *, base: str | Path | None = None, check_base: bool = True
+) -> FoundCheckpoint:
+    """Return the folders that a user means by one path.
+
+    Args:
+        checkpoint: A run's output folder (its latest step is taken), a step folder, an adapter in
+            PEFT's format, or a model in Hugging Face's.
+        base: The adapter's base; None looks where its adapter_config.json says and, for a hub id,
+            in ``./models/NAME``, where ``tune download`` puts it.
+        check_base: Compare the base's weights with those that the adapter was trained on, where
+            the adapter's run has recorded their sha256. Reads all weights.
+
+    Raises:
+        MissingError: E-CHECKPOINT-MISSING without such a folder; E-BASE where the base is absent.
+        ConfigError: E-BASE where the base has other weights, or is given for whole weights.
+    """
+    given = Path(checkpoint).expanduser()
+    folder = latest_step(given) or given
+    if not (folder / "adapter_config.json").is_file():
+        if base is not None:
+            what = "a base is for adapters; this checkpoint holds whole weights"
+            raise ConfigError("E-BASE", what, where="base", do="leave it out")
+        _check_is_model(folder)
+        return FoundCheckpoint(folder, folder)
+    found = _find_base(folder, base)
+    wanted = run_info(folder).get("base_sha256") if check_base else None
+    if wanted and wanted != weights_digest(found):
+        what = f"{str(found)!r} holds other weights than the adapter was trained on"
+        raise ConfigError("E-BASE", what, where=str(folder), do="say where it is: --base DIR")
+    return FoundCheckpoint(folder, found)
+
+
+def _check_is_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise MissingError(
+            "E-CHECKPOINT-MISSING", "there is no checkpoint: neither config.json nor "
+            "adapter_config.json, nor a run's saved step", where=str(folder),
+            do="give a run's output folder, a step folder, or a model in Hugging Face's format",
+        )  # fmt: skip
+
+
+def _find_base(folder: Path, given: str | Path | None) -> Path:
+    said = str(given or read_adapter_config(folder).get("base_model_name_or_path") or "?")
+    places = [Path(said).expanduser()]
+    if given is None and said.count("/") == 1:
+        places.append(DOWNLOADS / said.rpartition("/")[2])
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    do = "say where it is: --base DIR"
+    if len(places) > 1:
+        do += f"; or `tune download {said}`"
+    what = f"the adapter's base is not at {said!r}"
+    raise MissingError("E-BASE", what, where=str(folder), do=do)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the adapter_config.json of an adapter's folder.
+
+    Raises:
+        ConfigError: E-FILE-DAMAGED if it is not JSON.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ConfigError("E-FILE-DAMAGED", f"{path.name}: {error}", where=str(path)) from None
+
+
+def run_info(folder: Path) -> dict[str, Any]:
+    """Return what the run that wrote a step folder says of itself; nothing for others' folders."""
+    return read_info(folder) if (folder / "training_state").is_dir() else {}

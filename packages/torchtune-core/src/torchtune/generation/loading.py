@@ -1,0 +1,118 @@
+"""A model with its tokenizer, ready to answer, from whatever a user calls a checkpoint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from torchtune import checkpoint as files
+from torchtune.data import ChatFormat, Message, Tokenizer, auto_tokenizer
+from torchtune.distributed import check_dtype
+from torchtune.errors import MissingError
+from torchtune.generation.packing import pack_linears
+from torchtune.models import auto
+from torchtune.modules import Decoder
+from torchtune.peft import adapter_names, lora_from_config
+
+__all__ = ["DtypeName", "LoadedCheckpoint", "load_checkpoint"]
+
+DtypeName = Literal["auto", "bf16", "fp32"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A model and what goes with it.
+
+    Args:
+        model: The model, in eval mode and without gradients; an adapter is on its base, not merged.
+        tokenizer: The checkpoint's own tokenizer, an adapter's base's where it has none.
+        form: How conversations are put to it; None where the checkpoint has no chat template.
+        folder: What was loaded: a step folder, an adapter or a model.
+        base: The folder of the whole weights.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    form: ChatFormat | None
+    folder: Path
+    base: Path
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Token ids at which an answer ends."""
+        return tuple(self.tokenizer.stop_ids if self.form is None else self.form.stop_ids)
+
+    def prompt_ids(self, text: str, *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Return the ids of a prompt, up to where the answer begins.
+
+        Args:
+            text: The user's text, put into the chat template where there is one.
+            system: A system message before it.
+            raw: Continue the text as it stands.
+
+        Raises:
+            MissingError: E-CHAT-TEMPLATE for a system message where there is no template.
+        """
+        if self.form is not None and not raw:
+            said = [] if system is None else [Message("system", system)]
+            return self.form.prompt([*said, Message.task(text)])
+        if system is not None:
+            what = "a system message needs a chat template, and this checkpoint has none"
+            raise MissingError("E-CHAT-TEMPLATE", what, where="system")
+        begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
+        return [token for token in begin if token is not None] + self.tokenizer.encode(text)
+
+
+def load_checkpoint(
+    checkpoint: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: DtypeName | torch.dtype = "auto",
+    device: torch.device | str = "cpu",
+    pack: bool = True,
+) -> LoadedCheckpoint:
+    """Load what `find_checkpoint` finds: a run's latest step, a step, an adapter on its base, a model.
+
+    Args:
+        checkpoint: The folder.
+        base: An adapter's base; None looks where the adapter says that it is.
+        dtype: Of the weights in memory; ``auto`` is fp32 where the checkpoint says float32, else bf16.
+        device: Where they go.
+        pack: Lay the weights out for fast generation (`pack_linears`); False keeps plain layers.
+
+    Raises:
+        MissingError: A folder, a file or a tensor is missing.
+        ConfigError: The base is another one, or the architecture, a file or the dtype
+            is not one that can be used.
+    """
+    found = files.find_checkpoint(checkpoint, base=base)
+    weights_dtype = _dtype(dtype, found.base)
+    check_dtype(weights_dtype, torch.device(device))
+    with torch.device("meta"):
+        model = auto(found.base)
+        if found.is_adapter:
+            lora_from_config(model, files.read_adapter_config(found.folder))
+    model = model.to(weights_dtype).to_empty(device=device)
+    adapter = adapter_names(model)
+    files.load_model(model, found.base, skip=adapter)
+    if adapter:
+        files.load_adapter(model, found.folder, names=adapter)
+    model = model.requires_grad_(False).eval()
+    own = any((found.folder / file).is_file() for file in TOKENIZER_FILES)
+    tokenizer = auto_tokenizer(found.folder if own else found.base)
+    form = None
+    if tokenizer.chat_template is not None:
+        form = ChatFormat(tokenizer, date=files.run_info(found.folder).get("date"))
+    return LoadedCheckpoint(pack_linears(model) if pack else model, tokenizer, form, *found)
+
+
+def _dtype(wanted: DtypeName | torch.dtype, folder: Path) -> torch.dtype:
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = config.get("dtype", config.get("torch_dtype"))
+    named = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    return named.get(wanted, torch.float32 if own == "float32" else torch.bfloat16)
