@@ -56,7 +56,8 @@ def test_a_config_reads_the_folder_that_its_header_downloads_to(config):
     text, keys = config.path.read_text(), yaml.safe_load(config.path.read_text())
     size = BY_HUB_NAME[Path(keys["checkpoint"]).name]
     assert config.name.replace("/", "_").startswith(f"{size}_")
-    assert f"#   hf download {llama.HUB_NAMES[size]} --local-dir {keys['checkpoint']}\n" in text
+    assert f"#   tune download {llama.HUB_NAMES[size]}\n" in text
+    assert keys["checkpoint"] == f"./models/{Path(llama.HUB_NAMES[size]).name}"
     assert re.search(rf"#   tune run .*{config.recipe} --config {config.name}\n", text)
     assert keys["output_dir"] == f"./output/{config.name}"
 
