@@ -17,13 +17,14 @@ def tune(tmp_path: Path) -> Tune:
 
     def call(*words: str, path: Path | None = None, **environment: str):
         there = {"PYTHONPATH": str(path)} if path else {}
+        alone = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
         command = [sys.executable, "-m", "torchtune_recipes.cli.main", *words]
         folder = tmp_path / "here"
         folder.mkdir(exist_ok=True)
         return subprocess.run(
             command,
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **there, **environment},
+            env={**os.environ, **alone, **there, **environment},
             capture_output=True,
             text=True,
             timeout=120,

@@ -15,7 +15,19 @@ from torchtune.errors import ConfigError, MissingError
 from torchtune_recipes import __version__
 from torchtune_recipes.plugins import entry_points
 
-__all__ = ["Entry", "entries", "find", "first_line", "resolve", "resolve_config", "resolve_recipe"]
+__all__ = [
+    "MODELINE",
+    "Entry",
+    "entries",
+    "find",
+    "first_line",
+    "resolve",
+    "resolve_config",
+    "resolve_recipe",
+]
+
+MODELINE = "# yaml-language-server: $schema="
+"""How the first line of a config begins: for editors, it names the JSON Schema of its recipe."""
 
 _HERE = Path(__file__).resolve().parent
 
@@ -38,6 +50,17 @@ class Entry(NamedTuple):
     path: Path
     about: str
     package: str
+
+    @property
+    def file(self) -> str:
+        """Where it lies in its package: ``recipes/sft.py``, ``configs/sft/llama3_2/1b_lora.yaml``."""
+        folder = "recipes" if self.kind == "recipe" else f"configs/{self.recipe}"
+        return f"{folder}/{self.name}{self.path.suffix}"
+
+    @property
+    def family(self) -> str:
+        """The models that a config is for: ``llama3_2``; empty for a recipe."""
+        return self.name.rpartition("/")[0] if self.kind == "config" else ""
 
 
 def entries(kind: str | None = None) -> list[Entry]:
@@ -156,6 +179,7 @@ def _natural(path: Path) -> tuple[str, float, str]:
 
 
 def first_line(path: Path) -> str:
-    """Return the first line of a file without the marks of a docstring or comment."""
+    """Return the first line that is meant for people, without the marks of a docstring or comment."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().strip().strip('"#').strip()
+        line = next((line for line in file if not line.startswith(MODELINE)), "")
+    return line.strip().strip('"#').strip()
