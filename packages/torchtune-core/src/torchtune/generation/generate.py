@@ -1,17 +1,19 @@
 """Continue prompts token by token."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Collection, Generator, Sequence
 
 import torch
 from torch import Tensor
 
 from torchtune.errors import ConfigError, Faults, TuneError
 from torchtune.generation.cache import KVCache
-from torchtune.generation.sampling import sample
+from torchtune.generation.sampling import Sampling, sample
 from torchtune.modules import Decoder
 
 __all__ = ["generate", "stream"]
+
+GREEDY = Sampling()
+Tokens = Generator[list[int | None], None, None]
 
 PREFILL = 512
 """Prompt tokens of one forward: its logits are made for every token, and must not fill the memory."""
@@ -22,10 +24,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
+    sampling: Sampling = GREEDY,
     stop_tokens: Collection[int] = (),
 ) -> list[list[int]]:
     """Continue each prompt; return the new tokens of each, without prompt and stop token.
@@ -34,20 +33,16 @@ def generate(
         model: The model; dropout is off while this runs.
         prompts: Token ids of each row, at least one a row; lengths may differ.
         max_new_tokens: At most so many a row; less where the model's positions end.
-        temperature: 0, the default, takes the likeliest token each time; above 0 draws (`sample`).
-        top_k: Draw among this many likeliest tokens.
-        top_p: Draw among the fewest likeliest tokens with this much probability.
-        seed: Of the draws; another one each time without it.
+        sampling: How each token is chosen; the likeliest, unless told.
         stop_tokens: A row ends when it comes to one of these.
 
     Raises:
         ConfigError: E-PROMPT for a prompt that is empty, too long or not of this vocabulary;
-            E-SAMPLING for a number out of range. All faults together.
+            E-SAMPLING if there is no prompt, or no new token is wanted. All faults together.
     """
     steps = stream(
-        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        top_p=top_p, seed=seed, stop_tokens=stop_tokens,
-    )  # fmt: skip
+        model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop_tokens=stop_tokens
+    )
     rows: list[list[int]] = [[] for _ in prompts]
     for tokens in steps:
         for row, token in zip(rows, tokens, strict=True):
@@ -61,43 +56,36 @@ def stream(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
+    sampling: Sampling = GREEDY,
     stop_tokens: Collection[int] = (),
-) -> Iterator[list[int | None]]:
+) -> Tokens:
     """Yield the next token of each row as it comes, None for rows that have ended.
 
     Arguments and errors are those of `generate`; the errors come before the first token is asked for.
+    Close the iterator to stop early.
     """
-    _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
-    generator = torch.Generator(_device(model))
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    _check(model, prompts, max_new_tokens)
     room = model.max_positions - max(map(len, prompts))
-    return _steps(model, prompts, min(max_new_tokens, room), frozenset(stop_tokens), draw)
+    return _steps(model, prompts, min(max_new_tokens, room), sampling, frozenset(stop_tokens))
 
 
 def _steps(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     limit: int,
+    sampling: Sampling,
     stop_tokens: Collection[int],
-    draw: Callable[[Tensor], Tensor],
-) -> Iterator[list[int | None]]:
+) -> Tokens:
     tokens, mask = _left_padded(prompts, _device(model))
     cache = KVCache.of(model, batch=len(prompts), capacity=tokens.shape[1] + limit)
+    choose = _Choice(model, prompts, sampling)
     ended = [False] * len(prompts)
     was_training = model.training
     model.eval()
     try:
         logits = _last_logits(model, tokens, mask, cache)
         for step in range(limit):
-            chosen = draw(logits)
+            chosen = choose(logits)
             ids = chosen.tolist()
             ended = [end or token in stop_tokens for end, token in zip(ended, ids, strict=True)]
             if all(ended):
@@ -107,6 +95,32 @@ def _steps(
                 logits = _last_logits(model, chosen[:, None], None, cache)
     finally:
         model.train(was_training)
+
+
+class _Choice:
+    """Choose the next tokens, and remember those seen where the repetition penalty asks for it."""
+
+    def __init__(
+        self, model: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> None:
+        device = _device(model)
+        self._sampling, self._generator = sampling, torch.Generator(device)
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+        self._seen: Tensor | None = None
+        if sampling.repetition_penalty != 1:
+            shape = (len(prompts), model.model.embed_tokens.num_embeddings)
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=device)
+            for row, prompt in zip(self._seen, prompts, strict=True):
+                row[torch.tensor(prompt, device=device)] = True
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        chosen = sample(logits, self._sampling, seen=self._seen, generator=self._generator)
+        if self._seen is not None:
+            self._seen.scatter_(1, chosen[:, None], True)
+        return chosen
 
 
 @torch.inference_mode()
@@ -137,28 +151,14 @@ def _device(model: Decoder) -> torch.device:
     return next(model.parameters()).device
 
 
-def _check(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
+def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     faults = [
         fault for row, prompt in enumerate(prompts) for fault in _prompt_faults(model, row, prompt)
     ]
-    rules = [
-        ("prompts", len(prompts), len(prompts) > 0, "at least 1"),
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, temperature >= 0, "at least 0"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
-    ]
     faults += [
-        ConfigError("E-SAMPLING", f"{key} is {value}, but must be {rule}", where=key)
-        for key, value, right, rule in rules
-        if not right
+        ConfigError("E-SAMPLING", f"{key} is {value}, but must be at least 1", where=key)
+        for key, value in (("prompts", len(prompts)), ("max_new_tokens", max_new_tokens))
+        if value < 1
     ]
     if faults:
         raise faults[0] if len(faults) == 1 else Faults(faults)

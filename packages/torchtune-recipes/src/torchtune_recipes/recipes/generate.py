@@ -15,7 +15,7 @@ from typing import Literal
 from torchtune.config import MISSING, TuneArgumentParser, checks
 from torchtune.distributed import join_world
 from torchtune.errors import MissingError, report_errors
-from torchtune.generation import LoadedCheckpoint, generate, load_checkpoint
+from torchtune.generation import LoadedCheckpoint, Sampling, generate, load_checkpoint
 
 
 @dataclass
@@ -94,10 +94,9 @@ class GenerateRecipe:
                 self.loaded.model,
                 [self.loaded.prompt_ids(t, system=p.system, raw=p.raw) for t in texts],
                 max_new_tokens=p.max_new_tokens,
-                temperature=p.temperature,
-                top_k=p.top_k,
-                top_p=p.top_p,
-                seed=p.seed + first,
+                sampling=Sampling(
+                    temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, seed=p.seed + first
+                ),
                 stop_tokens=self.loaded.stop_ids if not p.raw else self.loaded.tokenizer.stop_ids,
             )
             tokens += sum(map(len, answers))
