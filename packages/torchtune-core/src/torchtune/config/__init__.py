@@ -26,6 +26,7 @@ and `Component`. Everything that a config gives is plain Python and can be pickl
 
 from torchtune.config.build import build
 from torchtune.config.checks import Checks, checks
+from torchtune.config.editor_schema import json_schema
 from torchtune.config.files import lacks_files
 from torchtune.config.names import nearest
 from torchtune.config.parser import TuneArgumentParser
@@ -43,6 +44,7 @@ __all__ = [
     "build",
     "checks",
     "choose_recipe",
+    "json_schema",
     "lacks_files",
     "locate",
     "nearest",

@@ -20,6 +20,7 @@ __all__ = [
     "component_signature",
     "named_signature",
     "takes_function",
+    "written_signature",
 ]
 
 COMPONENT = "_component_"
@@ -57,10 +58,20 @@ def named_signature(slot: str, name: str) -> Signature:
     """
     target = target_of(slot, name)
     if target is not None and target.partition(":")[0] not in sys.modules:
-        found = read_signature(target)
+        found = written_signature(slot, name)
         if found is not None:
-            return _signature(slot, found)
+            return found
     return component_signature(slot, locate(slot, name))
+
+
+def written_signature(slot: str, name: str) -> Signature | None:
+    """Return the signature of a registered component as its source has it; nothing is imported.
+
+    None where there is no such name, or its source does not tell.
+    """
+    target = target_of(slot, name)
+    found = read_signature(target) if target is not None else None
+    return None if found is None else _signature(slot, found)
 
 
 def component_signature(slot: str, target: Callable[..., Any]) -> Signature:
