@@ -1,11 +1,14 @@
 """What every test may use: the shared test data, and quiet, repeatable torch."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))  # for `fake_hub`, which several folders of tests import
+pytest_plugins = ["fake_hub.fixtures"]
 
 
 @pytest.fixture(scope="session")
