@@ -10,6 +10,7 @@ from torchtune.checkpoint.found import (
 )
 from torchtune.checkpoint.lines import cut_lines
 from torchtune.checkpoint.manifest import damaged_files, latest_step
+from torchtune.checkpoint.merging import merge_adapter
 from torchtune.checkpoint.model import load_model, save_model
 from torchtune.checkpoint.run_folder import RunFolder
 from torchtune.checkpoint.training_state import load_training_state, read_info, save_training_state
@@ -26,6 +27,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "load_training_state",
+    "merge_adapter",
     "on_main",
     "read_adapter_config",
     "read_info",

@@ -18,10 +18,13 @@ from torchtune.errors import ConfigError, MissingError, TuneError
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
-__all__ = ["fill_all", "load_model", "save_model", "write_json"]
+__all__ = ["fill_all", "load_model", "save_model", "save_tensors", "write_json"]
 
 # Old conversions saved these; every reader computes them from config.json.
 _COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+MAX_SHARD_BYTES = 5 * 2**30
+"""Where transformers and the hub have long cut files of weights."""
+
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -124,7 +127,7 @@ def save_model(
     world: "World",
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5 * 2**30,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     skip: Collection[str] = (),
     durable: bool = True,
 ) -> None:
@@ -146,13 +149,35 @@ def save_model(
     Raises:
         TuneError: The disk is full, or a file cannot be written; raised on every rank.
     """
-    folder = Path(folder)
-    on_main(world, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
+    save_tensors(
+        tensors,
+        Path(folder),
+        world=world,
+        config=config,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        durable=durable,
+    )
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    world: "World",
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    durable: bool = True,
+    value: Callable[[str], Tensor] | None = None,
+) -> None:
+    """Write a model's `tensors` as `save_model` does; with `value`, as `write_tensors`, one by one."""
+    on_main(world, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     shards = _shards(tensors, dtype, max_shard_bytes)
     for file, names in shards.items():
         shard = {name: tensors[name] for name in names}
-        write_tensors(folder / file, shard, world=world, dtype=dtype, durable=durable)
+        write_tensors(folder / file, shard, world=world, dtype=dtype, durable=durable, value=value)
     if len(shards) > 1:
         index = _index(tensors, shards, dtype)
         write_json(folder / INDEX_FILE, index, world=world, durable=durable)

@@ -5,7 +5,7 @@ JSON header, the header, then the tensors' bytes one after the other.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -125,6 +125,7 @@ def write_tensors(
     world: "World",
     dtype: torch.dtype | None = None,
     durable: bool = True,
+    value: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write `tensors` into the safetensors file `path`, gathering one at a time.
 
@@ -137,6 +138,8 @@ def write_tensors(
         world: The processes that take part.
         dtype: What floating point tensors are cast to; None keeps theirs.
         durable: See `OutputFile`.
+        value: Gives the tensor of a name when its turn comes, in the shape of the one in `tensors`,
+            which then may be of the meta device; None takes the one in `tensors`.
 
     Raises:
         TuneError: The disk is full, or the file cannot be written; raised on every rank.
@@ -151,9 +154,9 @@ def write_tensors(
     try:
         file.write(header)
         for name in order:
-            full = gather_full(tensors[name].detach())
+            full = gather_full((value(name) if value else tensors[name]).detach())
             if world.is_main:
-                file.write(_bytes(full, file_dtype(full, dtype)))
+                file.write(_bytes(full, file_dtype(tensors[name], dtype)))
             del full
     except BaseException:
         file.abandon()
