@@ -157,6 +157,8 @@ def describe(kind: Any) -> str:
         return _either([describe(member) for member in get_args(kind)])
     if origin in SEQUENCES:
         inner = [arg for arg in get_args(kind) if arg is not Ellipsis]
+        if any(map(is_component, inner)):
+            return "a list of components"
         return "a list of " + _either(list(dict.fromkeys(describe(arg) for arg in inner)))
     if kind in SEQUENCES:
         return "a list"

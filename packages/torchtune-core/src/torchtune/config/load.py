@@ -75,7 +75,7 @@ def _missing(key: Key, node: Node) -> ConfigError:
 def _value(node: Node, key: Key, keys: dict[str, Key], into: Converted) -> Any:
     if not key.slot:
         return convert(node, key.type, key.name, into)
-    if isinstance(node.value, list):
+    if isinstance(node.value, list) and key.many:
         named = enumerate(node.value)
         return [_component(item, key, f"{key.name}[{i}]", keys, into) for i, item in named]
     if node.value is None and key.optional:
@@ -122,14 +122,20 @@ def _made(
 
 def placed(fault: TuneError, nodes: dict[str, Node]) -> TuneError:
     """Add file and line to a fault whose place is a dotted key."""
-    first, *rest = fault.where.split(".")
+    first, *rest = fault.where.replace("[", ".[").split(".")
     node = nodes.get(first)
     for part in rest:
-        inner = node.value.get(part) if node and isinstance(node.value, dict) else None
-        node = inner or node
+        node = _inside(node, part) or node
     if node is not None and node.where:
         fault.where = f"{fault.where}, {node.where}"
     return fault
+
+
+def _inside(node: Node | None, part: str) -> Node | None:
+    """Return what `part` of a dotted key, ``name`` or ``[0]``, names inside of a node."""
+    if node is not None and isinstance(node.value, list):
+        return next((item for i, item in enumerate(node.value) if part == f"[{i}]"), None)
+    return node.value.get(part) if node and isinstance(node.value, dict) else None
 
 
 def _order(fault: TuneError) -> tuple[int, int]:

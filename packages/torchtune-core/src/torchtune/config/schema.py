@@ -51,6 +51,12 @@ class Key:
         return type(None) in get_args(strip(self.type))
 
     @property
+    def many(self) -> bool:
+        """Whether a list of components is allowed."""
+        kind = strip(self.type)
+        return any(get_origin(strip(member)) is list for member in [kind, *get_args(kind)])
+
+    @property
     def scalar(self) -> bool:
         """Whether the key is also a flag that takes one word: all but lists and mappings."""
         members = [strip(kind) for kind in get_args(strip(self.type)) or [strip(self.type)]]

@@ -158,8 +158,10 @@ def _signature(tree: ast.Module, found: ast.stmt) -> inspect.Signature | None:
         methods = (s for s in found.body if isinstance(s, ast.FunctionDef))
         init = next((m for m in reversed(list(methods)) if m.name == "__init__"), None)
         made = {s.name for s in found.body if isinstance(s, ast.FunctionDef)} & {"__new__"}
-        if init is None or made or found.keywords or found.decorator_list:
+        if made or found.keywords or found.decorator_list:
             return None
+        if init is None:
+            return None if found.bases else inspect.Signature()
         return _of_function(tree, init, skip=1)
     if isinstance(found, ast.FunctionDef):
         return None if found.decorator_list else _of_function(tree, found)
