@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchtune.errors import ConfigError, Faults
 from torchtune.generation import Sampling, generate, pack_linears, stream
+from torchtune.peft import adapters, lora
 from transformers import AutoModelForCausalLM
 
 PROMPTS = [[5, 9, 200, 31], [7], [300, 2, 45, 6, 77, 8, 120], [11, 12]]
@@ -115,6 +116,23 @@ def test_packed_layers_give_the_same_tokens_in_bf16_and_change_nothing_in_fp32(s
     model = load(stories)
     keys = set(model.state_dict())
     assert set(pack_linears(model).state_dict()) == keys
+
+
+def test_a_packed_adapter_gives_the_same_tokens_head_included(random_models, load, tmp_path):
+    random_models.write("llama3", tmp_path)  # its head is no embedding
+    targets = ("q_proj", "down_proj", "lm_head")
+
+    def adapted():
+        model = lora(load(tmp_path, dtype=torch.bfloat16), rank=4, targets=targets)
+        for layer in adapters(model).values():
+            torch.nn.init.normal_(layer.lora_b, std=0.1, generator=torch.Generator().manual_seed(1))
+        return model.requires_grad_(False)
+
+    wanted = generate(adapted(), PROMPTS, max_new_tokens=20)
+    assert wanted != generate(load(tmp_path, dtype=torch.bfloat16), PROMPTS, max_new_tokens=20)
+    packed = pack_linears(adapted())
+    assert generate(packed, PROMPTS, max_new_tokens=20) == wanted
+    assert not any("lora" in name for name, _ in packed.named_parameters())
 
 
 def test_dropout_is_off_while_generating_and_back_afterwards(stories, load):

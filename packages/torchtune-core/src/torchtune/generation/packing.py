@@ -3,7 +3,11 @@
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from torchtune.modules import OutputLinear
+from torchtune.peft import LoRALinear, LoRAOutputLinear
 
 __all__ = ["pack_linears"]
 
@@ -25,20 +29,45 @@ class _PackedLinear(nn.Module):
         return out
 
 
-def pack_linears(model: Model) -> Model:
-    """Lay out the linear layers inside `model.blocks` for fast generation on a CPU; return `model`.
+class _PackedLoRALinear(_PackedLinear):
+    """The same beside the low-rank part of an adapter, which stays apart."""
 
-    For bf16 on a CPU with oneDNN a layer takes 0.57 of its time for one token and 0.95 for 512, to
-    the same bits. It no longer has parameters afterwards: such a model can run, not be trained or
-    saved. Layers in another dtype or on another device, with an adapter, and the head stay as they are.
+    def __init__(self, base: LoRALinear) -> None:
+        super().__init__(base)
+        self.lora_a = base.lora_a.detach()
+        self.scaled_b = (base.lora_b.detach() * base.scale).t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x [*, in]` to `[*, out]`."""
+        flat = x.reshape(-1, self.in_features)
+        out = super().forward(flat).addmm_(F.linear(flat, self.lora_a), self.scaled_b)
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def pack_linears(model: Model) -> Model:
+    """Lay out `model` for fast generation; return it. It can run then, not be trained or saved.
+
+    The linear layers inside `model.blocks`, with an adapter or without: for bf16 on a CPU with oneDNN
+    one takes 0.57 of its time for one token and 0.95 for 512, to the same bits; in another dtype or on
+    another device they stay as they are. A head with an adapter makes its matrix once, and not anew
+    for each token.
     """
+    if isinstance(model.lm_head, LoRAOutputLinear):
+        model.lm_head = _as_one_matrix(model.lm_head)
     if not _can_pack():
         return model
+    packed = {nn.Linear: _PackedLinear, LoRALinear: _PackedLoRALinear}
     for module in list(model.blocks.modules()):  # type: ignore[union-attr]
         for name, layer in module.named_children():
-            if type(layer) is nn.Linear and _is_bf16_on_cpu(layer.weight):
-                setattr(module, name, _PackedLinear(layer))
+            if type(layer) in packed and _is_bf16_on_cpu(layer.weight):
+                setattr(module, name, packed[type(layer)](layer))
     return model
+
+
+def _as_one_matrix(head: LoRAOutputLinear) -> OutputLinear:
+    whole = OutputLinear(head.in_features, head.out_features, bias=False, device="meta")
+    whole.weight = nn.Parameter(head.matrix().detach(), requires_grad=False)
+    return whole
 
 
 def _can_pack() -> bool:
