@@ -91,8 +91,8 @@ def test_figures_are_logged_when_due_and_with_every_validation(tmp_path, capsys)
     logger = training.JsonlLogger(tmp_path / "m.jsonl")
     log.start([logger], config={}, total=4)
     for step in range(1, 5):
-        extra = {"val_loss": 1.0} if step == 3 else {}
-        log.log({"loss": 1.0, **extra}, Progress(step=step))
+        measured = {"val_loss": 1.0} if step == 3 else {}
+        log.log({"loss": 1.0}, Progress(step=step), measured)
     log.say("label", "one\ntwo")
     log.close()
     lines = (tmp_path / "m.jsonl").read_text().splitlines()

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from torchtune.distributed import World
 
-__all__ = ["RunFolder"]
+__all__ = ["RehearsalFolder", "RunFolder"]
 
 LATEST, LOCK = "latest", ".lock"
 # What a run leaves in its folder; .partial and .old are saves and prunings that were cut off.
 _OURS = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|loss\.png|step_\d{6,}|latest|\.lock"
-    r"|\..+\.(partial|old)|tensorboard|wandb|profile|logs"
+    r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|loss\.png|step_\d{6,}|latest|\.lock"
+    r"|\..+\.(partial|old)|tensorboard|wandb|mlruns|mlflow\.db|profile|logs"
     r"|\.DS_Store|\.nfs.*|lost\+found"
 )
 _AUTO = "resume_from_checkpoint=auto"
@@ -186,6 +186,25 @@ class RunFolder:
                 aside = self.path / f".{place.name}.partial"
                 place.rename(aside)  # so that no half of it is ever found
                 shutil.rmtree(aside)
+
+
+class RehearsalFolder(RunFolder):
+    """A run folder inside of another one, which it vanishes from when it is closed.
+
+    Args:
+        run: The folder of the run that is rehearsed; it stays this run's own until `close`.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        super().__init__(run.path / ".rehearsal.partial", run.world)
+
+    def close(self) -> None:
+        """Delete the folder, on the main rank, and give the run's own free."""
+        super().close()
+        if self.world.is_main:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._run.close()
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -12,6 +12,9 @@ from torchtune.errors import ConfigError, TuneError
 
 __all__ = ["Draft", "bare"]
 
+USUAL = {"evaluator": "lm_eval"}
+"""What arguments without a component mean, in slots where one component is nearly always meant."""
+
 RECIPE = "recipe"  # a YAML may name its recipe; read by `choose_recipe`
 
 
@@ -55,7 +58,11 @@ class Draft:
         if self.keys[name].slot:
             node = bare(node)
             old = self.values[name]
-            if _is_arguments(node) and not (isinstance(old.value, dict) and COMPONENT in old.value):
+            named = isinstance(old.value, dict) and COMPONENT in old.value
+            usual = USUAL.get(self.keys[name].slot or "")
+            if _is_arguments(node) and not named and usual:
+                node = replace(node, value={COMPONENT: Node(usual, node.where), **node.value})
+            elif _is_arguments(node) and not named:
                 what = f"{name!r} has arguments but no component"
                 do = f"name one: {name}=NAME"
                 self.faults.append(ConfigError("E-CONFIG-KEY", what, where=where, do=do))

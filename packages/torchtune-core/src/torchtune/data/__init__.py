@@ -12,7 +12,7 @@ from torchtune.data.packing import best_fit
 from torchtune.data.preparation import encode_example, tokenize_rows
 from torchtune.data.rows import Rows, alpaca, alpaca_cleaned, load_rows
 from torchtune.data.sources import Source, open_sources
-from torchtune.data.steps import Steps, validation_batches
+from torchtune.data.steps import Steps, row_limit, validation_batches
 from torchtune.data.tokenizer import Tokenizer
 from torchtune.data.tokenizer_loading import (
     auto_tokenizer,
@@ -54,6 +54,7 @@ __all__ = [
     "load_rows",
     "open_sources",
     "permutation",
+    "row_limit",
     "sentencepiece",
     "split_documents",
     "to_messages",

@@ -10,9 +10,9 @@ from torchtune.data.batch import Batch, flat_batch, idle_batch
 from torchtune.data.documents import Documents
 from torchtune.data.order import permutation
 from torchtune.data.packing import Packing
-from torchtune.errors import DataError
+from torchtune.errors import ConfigError, DataError
 
-__all__ = ["Steps", "validation_batches"]
+__all__ = ["Steps", "row_limit", "validation_batches"]
 
 
 class HasStep(Protocol):
@@ -187,6 +187,18 @@ def validation_batches(
     )
     for batches in steps.epoch(0):
         yield from batches
+
+
+def row_limit(max_seq_len: int | None, *, positions: int) -> int:
+    """Return how many tokens a row may have: `max_seq_len`, by default the model's positions.
+
+    Raises:
+        ConfigError: E-MAX-SEQ-LEN: it is more than the model's positions.
+    """
+    if max_seq_len is not None and max_seq_len > positions:
+        what = f"{max_seq_len} tokens are more than the model's {positions} positions"
+        raise ConfigError("E-MAX-SEQ-LEN", what, where="max_seq_len", do=f"at most {positions}")
+    return max_seq_len or positions
 
 
 def _check_lengths(documents: Documents, most: int) -> None:

@@ -3,7 +3,7 @@
 from torchtune.distributed.devices import DeviceFacts, check_dtype, choose_device, device_facts
 from torchtune.distributed.gradients import clip_grad_norm
 from torchtune.distributed.launch import launch
-from torchtune.distributed.precision import compute_in
+from torchtune.distributed.precision import compute_in, master_weights
 from torchtune.distributed.shard import shard
 from torchtune.distributed.tensors import fill, gather_full, is_distributed, local_part
 from torchtune.distributed.world import World, join_world
@@ -22,5 +22,6 @@ __all__ = [
     "join_world",
     "launch",
     "local_part",
+    "master_weights",
     "shard",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchtune.errors import ConfigError
 from torchtune.modules import Attention, Decoder
 
-__all__ = ["KVCache"]
+__all__ = ["FixedCache", "KVCache"]
 
 
 class KVCache:
@@ -98,20 +98,25 @@ class KVCache:
         Returns:
             Like `q`.
         """
+        if self._start == 0 and self._keys[layer].dtype != k.dtype:
+            # weights kept in fp32 that compute in bf16
+            self._keys[layer] = self._keys[layer].to(k.dtype)
+            self._values[layer] = self._values[layer].to(k.dtype)
         keys, values = self._keys[layer], self._values[layer]
         keys[:, :, self._start : self.length] = k.detach().transpose(1, 2)
         values[:, :, self._start : self.length] = v.detach().transpose(1, 2)
         keys, values = keys[:, :, : self.length], values[:, :, : self.length]
         if q.shape[1] == 1:
-            # heads that share a key stand as rows of one product: 4 times faster than enable_gqa
-            folded = q.view(q.shape[0], k.shape[2], -1, q.shape[3])
-            out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=self._visible)
-            return out.reshape(q.shape)
+            return _one_query(q, keys, values, self._visible)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), keys, values, attn_mask=self._visible,
             is_causal=self._visible is None, enable_gqa=q.shape[2] != k.shape[2],
         )  # fmt: skip
         return out.transpose(1, 2)
+
+    def fixed(self) -> "FixedCache":
+        """Return what goes on from here token by token in the same memory; this one ends here."""
+        return FixedCache(self._keys, self._values, self._real, self._counts, self.length)
 
     def _who_sees_whom(self) -> Tensor | None:
         """Return bool `[batch, 1, query, key]`, or None where plain attention does."""
@@ -124,3 +129,56 @@ class KVCache:
         columns = torch.arange(self.length, device=real.device)
         own = columns[self._start :, None]
         return (real & (columns <= own)) | (columns == own)  # padding sees itself: no empty softmax
+
+
+class FixedCache:
+    """A cache that takes one token a row and looks at all its room each time: no shape ever changes.
+
+    That is what compiled code wants; `KVCache`, which looks only at what is filled, is faster without.
+    `KVCache.fixed` makes it.
+
+    Args:
+        keys: Of each layer `[batch, kv_heads, capacity, head_dim]`.
+        values: Like `keys`.
+        real: bool `[batch, capacity]`, True for the tokens that are kept.
+        counts: How many those are in each row, `[batch, 1]`.
+        length: The place of the next token.
+    """
+
+    def __init__(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        real: Tensor,
+        counts: Tensor,
+        length: int,
+    ) -> None:
+        self._keys, self._values, self._real, self._counts = keys, values, real, counts
+        self._place = torch.tensor([length], device=real.device)
+
+    def positions(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the positions `[batch, 1]` of `tokens`, for which the caller sees to room."""
+        self._real.index_fill_(1, self._place, True)
+        return self._counts
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep a layer's key and value of the token; return its attention over all that are kept."""
+        keys, values = self._keys[layer], self._values[layer]
+        keys.index_copy_(2, self._place, k.transpose(1, 2))
+        values.index_copy_(2, self._place, v.transpose(1, 2))
+        return _one_query(q, keys, values, self._real[:, None, None])
+
+    def advance(self) -> None:
+        """Make ready for the next token, once all layers have seen this one."""
+        self._place.add_(1)
+        self._counts.add_(1)
+
+
+def _one_query(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """Return attention of one query `[batch, 1, heads, head_dim]` a row.
+
+    Heads that share a key stand as rows of one product: 4 times faster than enable_gqa.
+    """
+    folded = q.reshape(q.shape[0], keys.shape[1], -1, q.shape[3])
+    out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=visible)
+    return out.reshape(q.shape)

@@ -2,13 +2,22 @@
 
 from torchtune.training.activations import checkpoint_activations, compile_blocks
 from torchtune.training.environment import data_digests, file_digest, record_run
+from torchtune.training.evaluators import Evaluator
 from torchtune.training.initialise import init_weights
-from torchtune.training.loggers import JsonlLogger, Logger
+from torchtune.training.loggers import (
+    GuardedLogger,
+    JsonlLogger,
+    Logger,
+    StdoutLogger,
+    build_loggers,
+    without_secrets,
+)
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
 from torchtune.training.optimizers import adamw, rounding_note
 from torchtune.training.plot import plot_loss
 from torchtune.training.profiling import torch_profiler
 from torchtune.training.progress import Progress, StepMetrics
+from torchtune.training.rehearsal import rehearsed
 from torchtune.training.resume import check_resumed
 from torchtune.training.run_log import RunLog
 from torchtune.training.schedules import (
@@ -18,18 +27,22 @@ from torchtune.training.schedules import (
     wsd_schedule,
 )
 from torchtune.training.seed import set_seed
-from torchtune.training.signals import StopSignal
+from torchtune.training.signals import StopSignal, interrupted
 from torchtune.training.step import evaluate, train_step
 
 __all__ = [
+    "Evaluator",
+    "GuardedLogger",
     "JsonlLogger",
     "Logger",
     "MemoryPlan",
     "Progress",
     "RunLog",
+    "StdoutLogger",
     "StepMetrics",
     "StopSignal",
     "adamw",
+    "build_loggers",
     "check_resumed",
     "checkpoint_activations",
     "compile_blocks",
@@ -40,14 +53,17 @@ __all__ = [
     "explain_out_of_memory",
     "file_digest",
     "init_weights",
+    "interrupted",
     "linear_schedule",
     "peak_memory",
     "plan_memory",
     "plot_loss",
     "record_run",
+    "rehearsed",
     "rounding_note",
     "set_seed",
     "torch_profiler",
     "train_step",
+    "without_secrets",
     "wsd_schedule",
 ]

@@ -49,16 +49,22 @@ def compile_blocks(model: Model) -> Model:
     Raises:
         MissingError: torch needs a C++ compiler on a CPU, and there is none.
     """
-    on_cpu = next(model.blocks.parameters()).device.type in ("cpu", "meta")
-    if on_cpu and not torch.cuda.is_available() and not _compiler():
-        raise MissingError(
-            "E-COMPILER", "torch.compile needs a C++ compiler and none was found", where="compile",
-            do="install g++ or clang, or set compile=false",
-        )  # fmt: skip
+    check_compiler(next(model.blocks.parameters()).device)
     for block in model.blocks:
         block.forward = torch.compile(block.forward, dynamic=True)
     return model
 
 
-def _compiler() -> bool:
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
+def check_compiler(device: torch.device) -> None:
+    """Raise where torch.compile would fail for want of a compiler.
+
+    Raises:
+        MissingError: E-COMPILER: the model runs on a CPU, and no C++ compiler is there.
+    """
+    on_cpu = device.type in ("cpu", "meta")
+    found = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
+    if on_cpu and not torch.cuda.is_available() and not found:
+        raise MissingError(
+            "E-COMPILER", "torch.compile needs a C++ compiler and none was found", where="compile",
+            do="install g++ or clang, or set compile=false",
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from torchtune.training.loggers import Logger
+from torchtune.training.loggers import Logger, without_secrets
 from torchtune.training.plot import plot_loss
 from torchtune.training.progress import Progress
 
@@ -39,17 +39,33 @@ class RunLog:
         """Print lines on stderr, the first behind `label`; nothing for an empty text."""
         if self.speaks and str(text):
             indented = str(text).replace("\n", "\n" + " " * 11)
-            print(f"{label:11}{indented}", file=sys.stderr, flush=True)
+            tqdm.write(f"{label:11}{indented}", file=sys.stderr)  # above the bar, if there is one
+            sys.stderr.flush()
 
     def start(self, loggers: Sequence[Logger], *, config: dict[str, Any], total: int) -> None:
-        """Take the loggers, tell them the configuration, and keep `total` steps for the bar."""
+        """Take the loggers, tell them the configuration, and keep `total` steps for the bar.
+
+        What looks like a password or an access token in the configuration is hidden from them.
+        """
         self._loggers, self._total = loggers, total
         for logger in loggers:
-            logger.log_config(config)
+            logger.log_config(without_secrets(config))
 
-    def log(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Move the bar on and hand the figures of a step to the loggers where it is time to."""
-        if progress.step % self.every_n_steps == 0 or "val_loss" in metrics:
+    def log(
+        self,
+        metrics: dict[str, float],
+        progress: Progress,
+        measured: dict[str, float] | None = None,
+    ) -> None:
+        """Move the bar on and hand the figures of a step to the loggers where it is time to.
+
+        Args:
+            metrics: Those of the step.
+            progress: How far the run is.
+            measured: What was measured besides, such as ``val_loss``: handed on in any case.
+        """
+        metrics = {**metrics, **(measured or {})}
+        if progress.step % self.every_n_steps == 0 or measured:
             for logger in self._loggers:
                 logger.log(metrics, progress)
         if not self.speaks:
@@ -59,7 +75,7 @@ class RunLog:
             self._bar = tqdm(total=self._total, initial=done, unit="step", mininterval=0.5)
         shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
         self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        self._bar.update(progress.step - self._bar.n)
 
     def draw(self, folder: Path, *, at_once: bool = False) -> None:
         """Draw `loss.png` from the `metrics.jsonl` of a run's folder, once a minute at most.

@@ -1,9 +1,12 @@
 """Stopping when asked to."""
 
 import signal
+from pathlib import Path
 from types import FrameType
 
-__all__ = ["StopSignal"]
+from torchtune.errors import Interrupted
+
+__all__ = ["StopSignal", "interrupted"]
 
 
 class StopSignal:
@@ -28,3 +31,15 @@ class StopSignal:
         """Put the former handlers back."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+
+def interrupted(step: int, folder: Path) -> Interrupted:
+    """Return the error that ends a run which was asked to stop, and has saved: exit code 75.
+
+    Args:
+        step: Optimizer steps done.
+        folder: The run's output folder.
+    """
+    what = f"stopped after step {step} as asked, and saved"
+    do = "resume_from_checkpoint=auto goes on from there"
+    return Interrupted("E-INTERRUPTED", what, where=str(folder), do=do)

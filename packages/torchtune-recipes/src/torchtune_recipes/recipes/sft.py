@@ -8,19 +8,17 @@ Copy it with `tune cp sft my_sft.py`, change any line, and run `tune run my_sft.
 """
 
 import datetime
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
-from torchtune import checkpoint, data, training
+from torchtune import checkpoint, data, generation, training
 from torchtune.config import Component, TuneArgumentParser, build, checks, resolved_yaml
-from torchtune.distributed import check_dtype, join_world, shard
-from torchtune.errors import ConfigError, Interrupted, report_errors
+from torchtune.distributed import check_dtype, join_world, master_weights, shard
+from torchtune.errors import report_errors
 from torchtune.modules import Decoder
-from torchtune.peft import adapter_config, adapter_names
-from torchtune.training import Progress
+from torchtune.training import Progress, StepMetrics
 
 
 @dataclass
@@ -64,9 +62,15 @@ class SFTParams:
     gradient_accumulation_steps: int = 1  # micro-batches a step
     run_val_every_n_steps: int | None = None  # null: at the end of each epoch
     patience: int | None = None  # validations without a better loss after which the run ends
+    sample_prompts: list[str] = field(default_factory=list)  # answered then too, into samples.jsonl
+    # benchmarks taken in the run: {tasks: [arc_easy], every_n_steps: 500, limit: 100}
+    evaluate: Annotated[Component | None, "evaluator"] = None
+    # take two steps on the longest rows, validate, save, reload and generate, then stop
+    rehearse: bool = False
     compile: bool = False  # torch.compile each block: slower to start, faster after
     # --- logging
-    metric_logger: Component | None = None  # tensorboard or wandb, beside metrics.jsonl
+    # stdout, tensorboard, wandb, mlflow, or several of them, beside metrics.jsonl
+    metric_logger: Component | list[Component] | None = None
     log_every_n_steps: int = 1  # optimizer steps a line of metrics.jsonl
     # --- environment
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
@@ -99,7 +103,8 @@ class SFTParams:
                 given = getattr(self, key) not in ("auto", {"_component_": "auto"}) or self.checkpoint
                 check.that(bool(given), key, f"'{key}: auto' needs a checkpoint", "checkpoint=DIR")
             for key in ("keep_best", "patience", "run_val_every_n_steps"):
-                needed = held_out or not getattr(self, key)
+                met = held_out or (key == "run_val_every_n_steps" and self.sample_prompts)
+                needed = bool(met) or not getattr(self, key)
                 check.that(needed, key, f"'{key}' needs held-out rows", "validation_split=0.05")
             both = self.dataset_val and self.validation_split
             check.that(not both, "validation_split", "cannot go together with dataset_val")
@@ -114,6 +119,8 @@ class SFTRecipe:
     """Fine-tune a model on the tokens of a dataset that are to be learnt."""
 
     def __init__(self, params: SFTParams) -> None:
+        if params.rehearse:
+            params = replace(params, shuffle=False, metric_logger=None, profiler=None)
         self.params = params
         self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[params.dtype]
 
@@ -126,6 +133,8 @@ class SFTRecipe:
         self.stop = training.StopSignal()
         self.log = training.RunLog(speaks=self.world.is_main, every_n_steps=p.log_every_n_steps)
         self.run = checkpoint.RunFolder(p.output_dir, self.world, resume=p.resume_from_checkpoint)
+        if p.rehearse:
+            self.run = checkpoint.RehearsalFolder(self.run)
         self.saved = checkpoint.read_info(self.run.resume_from) if self.run.resume_from else {}
         self.model = self._setup_model()
         self.form = self._setup_chat_format()
@@ -133,6 +142,7 @@ class SFTRecipe:
         self.total_steps = self.steps.total(epochs=p.epochs, max_steps=p.max_steps)
         self.log.say("steps", f"{self.total_steps:,}, {self.steps.per_epoch:,} an epoch")
         self.loss = build("loss", p.loss)
+        self.evaluator = build("evaluator", p.evaluate) if p.evaluate else None
         self.optimizer = self._setup_optimizer()
         self.scheduler = self._setup_lr_scheduler()
         self.memory = self._plan_memory()
@@ -150,9 +160,7 @@ class SFTRecipe:
                 model = build("peft", p.peft, model)
         model = model.to(self.dtype)
         if p.master_weights:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
+            model = master_weights(model)
         if p.compile:
             model = training.compile_blocks(model)
         if p.enable_activation_checkpointing:
@@ -163,44 +171,34 @@ class SFTRecipe:
     def _setup_chat_format(self) -> data.ChatFormat:
         """Load the tokenizer and its chat template; a resumed run keeps the day it was told."""
         tokenizer = build("tokenizer", self.params.tokenizer, checkpoint=self.params.checkpoint)
-        today = datetime.date.today().isoformat()
-        day = self.world.broadcast(self.saved.get("date", today))
+        day = self.world.broadcast(self.saved.get("date", datetime.date.today().isoformat()))
         return data.ChatFormat(tokenizer, self.params.chat_template, date=day)
 
     def _setup_data(self) -> tuple[data.Steps, data.Documents | None]:
         """Tokenize the rows; return the optimizer steps and the held-out documents."""
         p, positions = self.params, self.model.max_positions
-        if p.max_seq_len is not None and p.max_seq_len > positions:
-            what = f"{p.max_seq_len} tokens are more than the model's {positions} positions"
-            raise ConfigError("E-MAX-SEQ-LEN", what, where="max_seq_len", do=f"at most {positions}")
-        self.max_seq_len = p.max_seq_len or positions
+        self.max_seq_len = data.row_limit(p.max_seq_len, positions=positions)
         documents, held_out = self._documents("dataset"), None
         if p.dataset_val is not None:
             held_out = self._documents("dataset_val")
         elif p.validation_split:
             documents, held_out = data.split_documents(documents, p.validation_split, p.seed)
+        if p.rehearse:
+            documents = documents.select(documents.lengths.argsort(descending=True))
         steps = data.Steps(
-            documents,
-            batch_size=p.batch_size,
-            max_seq_len=self.max_seq_len,
-            gradient_accumulation_steps=p.gradient_accumulation_steps,
-            max_steps_per_epoch=p.max_steps_per_epoch,
-            packed=p.packed,
-            shuffle=p.shuffle,
-            seed=p.seed,
-            rank=self.world.data_rank,
-            size=self.world.data_size,
-        )
+            documents, batch_size=p.batch_size, max_seq_len=self.max_seq_len,
+            gradient_accumulation_steps=p.gradient_accumulation_steps, packed=p.packed,
+            max_steps_per_epoch=p.max_steps_per_epoch, shuffle=p.shuffle, seed=p.seed,
+            rank=self.world.data_rank, size=self.world.data_size,
+        )  # fmt: skip
         return steps, held_out
 
     def _documents(self, key: str) -> data.Documents:
+        rows, p = build("dataset", getattr(self.params, key)), self.params
         documents = data.tokenize_rows(
-            build("dataset", getattr(self.params, key)),
-            self.form,
-            max_seq_len=self.max_seq_len,
-            workers=self.params.num_workers,
+            rows, self.form, max_seq_len=self.max_seq_len, workers=p.num_workers,
             progress=self.world.is_main,
-        )
+        )  # fmt: skip
         if documents.report and documents.report.templated:
             self.form.tokenizer.chat_template = self.form.template  # saved with every checkpoint
         self.log.say(key, documents.report)
@@ -208,17 +206,13 @@ class SFTRecipe:
 
     def _setup_optimizer(self) -> torch.optim.Optimizer:
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer = build("optimizer", self.params.optimizer, trained)
-        return optimizer
+        return build("optimizer", self.params.optimizer, trained)
 
     def _setup_lr_scheduler(self) -> LRScheduler | None:
-        p, steps = self.params, self.total_steps
-        if p.lr_scheduler is None:
+        wanted, steps = self.params.lr_scheduler, self.total_steps
+        if wanted is None:
             return None
-        scheduler: LRScheduler = build(
-            "lr_scheduler", p.lr_scheduler, self.optimizer, num_training_steps=steps
-        )
-        return scheduler
+        return build("lr_scheduler", wanted, self.optimizer, num_training_steps=steps)
 
     def _setup_profiler(self) -> Any:
         if self.params.profiler is None or not self.world.is_main:
@@ -229,22 +223,20 @@ class SFTRecipe:
 
     def _setup_loggers(self) -> None:
         """Open the main process's loggers, at the checkpoint's step where the run goes on."""
-        loggers: list[training.Logger] = []
+        p, folder, loggers = self.params, self.run.path, list[training.Logger]()
         if self.world.is_main:
-            metrics, folder = self.run.path / "metrics.jsonl", str(self.run.path)
-            checkpoint.cut_lines(metrics, self.progress.step)
-            loggers.append(training.JsonlLogger(metrics))
-            if self.params.metric_logger is not None:
-                loggers.append(build("metric_logger", self.params.metric_logger, output_dir=folder))
-        self.log.start(loggers, config=asdict(self.params), total=self.total_steps)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                checkpoint.cut_lines(folder / name, self.progress.step)
+            named, done = p.metric_logger, self.progress
+            loggers = training.build_loggers(named, output_dir=folder, progress=done)
+        self.log.start(loggers, config=asdict(p), total=self.total_steps)
 
     def _plan_memory(self) -> training.MemoryPlan:
         p, longest = self.params, int(self.steps.documents.lengths.max())
+        tokens = p.batch_size * (self.max_seq_len if p.packed else longest)
+        recompute = p.enable_activation_checkpointing
         plan = training.plan_memory(
-            self.model,
-            tokens=p.batch_size * (self.max_seq_len if p.packed else longest),
-            processes=self.world.size,
-            recompute=p.enable_activation_checkpointing,
+            self.model, tokens=tokens, processes=self.world.size, recompute=recompute
         )
         self.log.say("model", f"{plan.parameters:,} parameters, {plan.trained:,} of them trained")
         self.log.say("memory", plan)
@@ -257,22 +249,18 @@ class SFTRecipe:
 
         def write() -> str | None:
             base = checkpoint.weights_digest(p.checkpoint) if p.checkpoint else None
+            facts = {"path": p.checkpoint, "sha256": base}
             data = training.data_digests(p.dataset, p.dataset_val)
-            facts = {"base": {"path": p.checkpoint, "sha256": base}, "data": data}
-            training.record_run(self.run.path, config=resolved_yaml(p), **facts)
+            training.record_run(self.run.path, config=resolved_yaml(p), base=facts, data=data)
             return base
 
         return checkpoint.on_main(self.world, write, self.run.path)
 
     def load_checkpoint(self) -> Progress | None:
         """Fill the model from the base and, when resuming, all from the step folder."""
-        p, step = self.params, self.run.resume_from
-        adapter = adapter_names(self.model)
-        base = p.checkpoint if adapter or not step else step
-        filled = checkpoint.load_model(self.model, base, skip=adapter) if base else set()
-        if step and adapter:
-            filled |= checkpoint.load_adapter(self.model, step, names=adapter)
-        training.init_weights(self.model, seed=p.seed, skip=filled)
+        step = self.run.resume_from
+        filled = checkpoint.load_step(self.model, base=self.params.checkpoint, step=step)
+        training.init_weights(self.model, seed=self.params.seed, skip=filled)
         if step is None:
             return None
         for note in training.check_resumed(self.saved, self._conditions()):
@@ -293,86 +281,95 @@ class SFTRecipe:
         with training.explain_out_of_memory(self.memory), self.log:
             while not self._is_over():
                 self._step(next(steps))
-                if self.world.any(self.stop.requested):
-                    self._interrupt()
+                told_to_stop = self.world.any(self.stop.requested)
+                if told_to_stop or self._save_is_due():
+                    self.save_checkpoint()
+                if told_to_stop:
+                    raise training.interrupted(self.progress.step, self.run.path)
         self.save_checkpoint()
 
-    def _step(self, batches: list[data.Batch]) -> None:
-        """Take one optimizer step; validate, log and save where it is time to."""
-        p = self.params
+    def rehearse(self) -> None:
+        """Do once all that the run is to do, on its longest rows, in a folder that then vanishes."""
+        p, steps = self.params, self.steps.after()
+        with training.explain_out_of_memory(self.memory), self.log:
+            self._step(next(steps))
+            self.log.log({}, self.progress, self._look(at_once=True))
+            self.save_checkpoint()
+            batches = next(steps)
+            metrics = self._step(batches)
+            saved = self.run.resume_from = self.run.path / "step_000001"
+            self.progress = self.load_checkpoint() or Progress()
+            repeated = self._step(batches)
+            self._sample(p.sample_prompts or ["Hello"])
+        told = training.rehearsed(metrics, repeated, self.total_steps, p, saved)
+        self.log.say("rehearsal", told)
+
+    def _step(self, batches: list[data.Batch]) -> StepMetrics:
+        """Take one optimizer step, look at the model where it is time to, and log."""
         metrics = training.train_step(
             self.model, self.optimizer, batches, self.world, loss=self.loss,
-            max_norm=p.clip_grad_norm, scheduler=self.scheduler, step=self.progress.step + 1,
+            max_norm=self.params.clip_grad_norm, scheduler=self.scheduler, step=self.progress.step + 1,
         )  # fmt: skip
         self.progress = self.progress.after(metrics, steps_per_epoch=self.steps.per_epoch)
-        self.log.log(asdict(metrics) | self._validate(), self.progress)
+        self.log.log(asdict(metrics), self.progress, self._look())
         if self.profiler is not None:
             self.profiler.step()
-        step = self.progress.step
-        due = p.save_every_n_steps and step % p.save_every_n_steps == 0
-        if due or (p.keep_best and self.progress.best_step == step):
-            self.save_checkpoint()
+        return metrics
 
-    def _validate(self) -> dict[str, float]:
-        """Return the loss on the held-out rows as `val_loss`, where it is time for it."""
-        p, step = self.params, self.progress.step
-        every = p.run_val_every_n_steps or self.steps.per_epoch
-        if self.held_out is None or (step % every and step != self.total_steps):
-            return {}
+    def _look(self, *, at_once: bool = False) -> dict[str, float]:
+        """Validate, answer the sample prompts and evaluate, each where it is time for it."""
+        p, step, figures = self.params, self.progress.step, dict[str, float]()
+        last = step == self.total_steps
+        if at_once or last or step % (p.run_val_every_n_steps or self.steps.per_epoch) == 0:
+            if self.held_out is not None:
+                figures["val_loss"] = self._validate(self.held_out)
+            self._sample(p.sample_prompts)
+        if self.evaluator is not None and (at_once or self.evaluator.due(step, last=last)):
+            figures |= self.evaluator(self.model, self.form.tokenizer, self.world)
+        return figures
+
+    def _validate(self, held_out: data.Documents) -> float:
+        """Return the loss on the held-out rows."""
+        p = self.params
         batches = data.validation_batches(
-            self.held_out,
-            batch_size=p.batch_size_val or p.batch_size,
-            max_seq_len=self.max_seq_len,
-            packed=p.packed,
-            rank=self.world.data_rank,
-            size=self.world.data_size,
-        )
+            held_out, batch_size=p.batch_size_val or p.batch_size, max_seq_len=self.max_seq_len,
+            packed=p.packed, rank=self.world.data_rank, size=self.world.data_size,
+        )  # fmt: skip
         loss = training.evaluate(self.model, list(batches), self.world, loss=self.loss)
         self.progress = self.progress.validated(loss)
-        return {"val_loss": loss}
+        return loss
+
+    def _sample(self, prompts: list[str]) -> None:
+        generation.write_samples(
+            self.run.path / "samples.jsonl", prompts, model=self.model, form=self.form,
+            step=self.progress.step, world=self.world, say=self.log.say,
+        )  # fmt: skip
 
     def _is_over(self) -> bool:
         patience = self.params.patience or float("inf")
         impatient = self.progress.validations_since_best >= patience
         return impatient or self.progress.step >= self.total_steps
 
-    def _interrupt(self) -> None:
-        self.save_checkpoint()
-        what = f"stopped after step {self.progress.step} as asked, and saved"
-        do = "resume_from_checkpoint=auto goes on from there"
-        raise Interrupted("E-INTERRUPTED", what, where=str(self.run.path), do=do)
+    def _save_is_due(self) -> bool:
+        p, step = self.params, self.progress.step
+        due = bool(p.save_every_n_steps) and step % (p.save_every_n_steps or 1) == 0
+        return due or (p.keep_best and self.progress.best_step == step)
 
     def save_checkpoint(self) -> None:
         """Write the step folder, unless it is there, and prune the old ones."""
         if self.saved.get("progress") != asdict(self.progress):
-            saved = {
-                "progress": asdict(self.progress),
-                "date": self.form.date,
-                "base_sha256": self.base_sha256,
-                **self._conditions(),
-            }
+            saved = {"date": self.form.date, "base_sha256": self.base_sha256} | self._conditions()
+            saved["progress"] = asdict(self.progress)
             with self.run.writing(self.progress.step) as folder:
-                self._write(folder, saved)
+                checkpoint.save_step(
+                    folder, model=self.model, dtype=self.dtype, base=self.params.checkpoint,
+                    tokenizer=self.form.tokenizer, optimizer=self.optimizer,
+                    scheduler=self.scheduler, world=self.world, info=saved,
+                )  # fmt: skip
             self.saved = saved
         best = {self.progress.best_step} if self.params.keep_best else set()
         self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
         self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
-
-    def _write(self, folder: Path, info: dict[str, Any]) -> None:
-        """Write what transformers and PEFT load, and what a resume needs beside it."""
-        model, world, adapter = self.model, self.world, adapter_names(self.model)
-        if adapter:
-            base = str(Path(self.params.checkpoint or "").absolute())
-            config = adapter_config(model, base=base)
-            checkpoint.save_adapter(model, folder, names=adapter, config=config, world=world)
-        else:
-            config = model.hf_config
-            checkpoint.save_model(model, folder, world=world, config=config, dtype=self.dtype)
-        checkpoint.on_main(world, lambda: self.form.tokenizer.save(folder), folder)
-        checkpoint.save_training_state(
-            folder, model=model, optimizer=self.optimizer, scheduler=self.scheduler, world=world,
-            info=info, weights=self.params.master_weights and not adapter,
-        )  # fmt: skip
 
     def _conditions(self) -> dict[str, Any]:
         """Return what a resume must find again: the rows of every step, and what rounding hangs on."""
@@ -386,8 +383,12 @@ class SFTRecipe:
         self.log.close()
         self.stop.close()
         self.run.close()
-        self.log.say("result", f"{self.run.path / 'latest'}, its losses in loss.png")
-        self.log.say("next", f'tune generate --checkpoint {self.params.output_dir} --prompt "..."')
+        if self.params.rehearse:
+            self.log.say("next", "the same command without --rehearse")
+        else:
+            do = f'tune generate --checkpoint {self.params.output_dir} --prompt "..."'
+            self.log.say("result", f"{self.run.path / 'latest'}, its losses in loss.png")
+            self.log.say("next", do)
         self.world.close()
 
 
@@ -395,5 +396,5 @@ if __name__ == "__main__":
     with report_errors():
         recipe = SFTRecipe(TuneArgumentParser(SFTParams).parse_args())
         recipe.setup()
-        recipe.train()
+        recipe.rehearse() if recipe.params.rehearse else recipe.train()
         recipe.cleanup()
