@@ -1,6 +1,10 @@
 """`tune`, `tune ls`, `tune cat` and what a plug-in adds to them."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from torchtune_recipes import __version__
@@ -8,11 +12,58 @@ from torchtune_recipes import __version__
 
 def test_a_plug_in_is_listed_after_ours_without_being_imported(tune, plugin):
     listed = tune("ls", path=plugin).stdout.splitlines()
-    assert listed[-3:] == [
-        "toy                      Play with a model.",
-        "  tiny/8b                The small toy",
-        "  tiny/70b               The large toy",
+    assert [line.split(None, 1) for line in listed[-3:]] == [
+        ["toy", "Play with a model."],
+        ["tiny/8b", "The small toy"],
+        ["tiny/70b", "The large toy"],
     ]
+
+
+def test_one_recipe_or_one_family_is_listed_alone(tune, plugin):
+    assert tune("ls", "toy", path=plugin).stdout == (
+        "toy         Play with a model.\n  tiny/8b   The small toy\n  tiny/70b  The large toy\n"
+    )
+    listed = tune("ls", "--family", "llama3_2", path=plugin).stdout.splitlines()
+    names = [line.split()[0] for line in listed]
+    assert names == [
+        "sft",
+        *(f"llama3_2/{n}" for n in ("1b_full", "1b_lora", "3b_full", "3b_lora")),
+    ]
+    assert tune("ls", "sft", "--family", "llama3_2").stdout.splitlines() == listed
+
+
+def test_a_schema_line_is_no_title(tune):
+    assert "yaml-language-server" not in tune("ls").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["sfft"], "error[E-NO-RECIPE]: no recipe is called 'sfft'\n  did you mean 'sft'?\n"),
+        (
+            ["llama2"],
+            "error[E-NO-RECIPE]: no recipe is called 'llama2'\n  did you mean --family llama2?\n",
+        ),
+        (
+            ["--family", "lama2"],
+            "error[E-NO-FAMILY]: no family is called 'lama2'\n  did you mean 'llama2'?\n",
+        ),
+        (
+            ["toy", "--family", "large"],
+            "error[E-NO-FAMILY]: no family is called 'large'\n  there are tiny\n",
+        ),
+    ],
+)
+def test_a_wrong_recipe_or_family_names_the_right_ones(tune, plugin, words, error):
+    done = tune("ls", *words, path=plugin)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tune, tmp_path):
+    command = f"{sys.executable} -m torchtune_recipes.cli.main ls | head -1 >/dev/null"
+    for _ in range(3):
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert "BrokenPipe" not in done.stderr
 
 
 def test_json_lists_the_same_for_programs(tune, plugin):
@@ -24,6 +75,7 @@ def test_json_lists_the_same_for_programs(tune, plugin):
         "path": str(plugin / "toy_plugin/configs/toy/tiny/70b.yaml"),
         "about": "The large toy",
         "package": "toy-plugin 1.2",
+        "family": "tiny",
     }
     assert {entry["package"] for entry in entries[:-3]} <= {f"torchtune-recipes {__version__}"}
 
@@ -31,9 +83,22 @@ def test_json_lists_the_same_for_programs(tune, plugin):
 def test_help_names_our_commands_and_a_plug_ins(tune, plugin):
     shown = tune("--help", path=plugin)
     assert shown.returncode == 0
-    assert "  cp           Copy a recipe or a config" in shown.stdout
-    assert "  greet        from toy-plugin" in shown.stdout
-    assert "  toy          Play with a model." in shown.stdout
+    table = dict(line.split(None, 1) for line in shown.stdout.splitlines() if line[:2] == "  ")
+    assert table["cp"] == "Copy a recipe or a config, to be changed and run as it is."
+    assert table["greet"] == "from toy-plugin"
+    assert table["toy"] == "Play with a model."
+
+
+def test_a_plug_ins_command_is_described_by_its_own_first_line(tune, plugin):
+    (plugin / "toy_plugin/greet.py").write_text('"""Greet someone."""\nraise RuntimeError\n')
+    assert "  greet        Greet someone.\n" in tune("--help", path=plugin).stdout
+
+
+def test_help_follows_the_journey(tune):
+    lines = tune("--help").stdout.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    journey = ["ls", "data", "cp", "run", "evaluate", "push_to_hub", "sft"]
+    assert [name for name in names if name in journey] == journey
 
 
 def test_no_word_at_all_is_wrong_usage(tune):
@@ -65,11 +130,6 @@ def test_a_config_is_printed_with_sorted_keys(tune, tmp_path):
             "  did you mean `tune data check`?\n",
         ),
         (
-            ["download", "me/model"],
-            "error[E-NO-COMMAND]: `tune` has no command and no recipe 'download'\n"
-            "  huggingface_hub has it: `hf download REPO --local-dir ./models/NAME`\n",
-        ),
-        (
             ["frobnicate"],
             "error[E-NO-COMMAND]: `tune` has no command and no recipe 'frobnicate'\n"
             "  `tune --help` shows them\n",
@@ -91,6 +151,32 @@ def test_a_wrong_word_names_the_nearest_right_one(tune, words, error):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
 
 
+@pytest.fixture
+def bare_folder(tmp_path):
+    """What `python -S` finds: our two packages and what their light parts need, nothing else."""
+    (tmp_path / "bare").mkdir()
+    for name in ("torchtune", "torchtune_recipes", "yaml"):
+        spec = importlib.util.find_spec(name)
+        (tmp_path / "bare" / name).symlink_to(spec.submodule_search_locations[0])
+    return tmp_path / "bare"
+
+
+@pytest.mark.parametrize(("command", "extra"), [("evaluate", "eval"), ("push_to_hub", "hub")])
+def test_a_command_of_a_package_that_is_not_there_says_what_brings_it(bare_folder, command, extra):
+    def tune(word):
+        code = [sys.executable, "-S", "-m", "torchtune_recipes.cli.main", word]
+        there = {**os.environ, "PYTHONPATH": str(bare_folder)}
+        return subprocess.run(code, env=there, capture_output=True, text=True)
+
+    done = tune(command)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"error[E-COMMAND-PACKAGE]: `tune {command}` needs the package 'torchtune-integrations', "
+        f'which is not installed\n  pip install "torchtune-integrations[{extra}]"\n'
+    )
+    assert f'(pip install "torchtune-integrations[{extra}]")' in tune("--help").stdout
+
+
 def test_a_command_whose_package_is_missing_says_what_brings_it(tune, plugin):
     (plugin / "toy_plugin/__init__.py").write_text("")
     (plugin / "toy_plugin/needy.py").write_text("import no_such_package\n")
@@ -99,7 +185,7 @@ def test_a_command_whose_package_is_missing_says_what_brings_it(tune, plugin):
     assert done.stderr == (
         "error[E-COMMAND-PACKAGE]: `tune needy` needs the package 'no_such_package', "
         "which is not installed\n"
-        "  pip install 'toy-plugin[extra]'\n"
+        '  pip install "toy-plugin[extra]"\n'
     )
 
 

@@ -64,6 +64,7 @@ def test_what_only_this_machine_lacks_is_a_note_unless_asked_for(tune, recipes, 
     assert (done.returncode, done.stdout) == (0, "my.yaml: no faults (recipe toy)\n")
     assert done.stderr == (
         "note[E-FILE]: './none' is not on this machine\n  at checkpoint, command line\n"
+        "next: tune run toy --config my.yaml checkpoint=./none\n"
     )
     done = tune(*words, "--here", path=recipes)
     assert (done.returncode, done.stdout) == (3, "")

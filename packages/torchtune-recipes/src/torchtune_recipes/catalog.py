@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torchtune.errors import ConfigError, MissingError
 
 from torchtune_recipes import __version__
-from torchtune_recipes.plugins import entry_points
+from torchtune_recipes.plugins import entry_points, package_folder
 
 __all__ = [
     "MODELINE",
@@ -145,18 +145,9 @@ def _own_file(word: str, suffixes: tuple[str, ...]) -> Path | None:
 def _folders() -> Iterator[tuple[Path, str]]:
     yield _HERE, f"torchtune-recipes {__version__}"
     for point in entry_points("torchtune.recipes"):
-        folder = _package_folder(point.value)
+        folder = package_folder(point.value)
         if folder:
             yield folder, f"{point.package} {point.version}"
-
-
-def _package_folder(module: str) -> Path | None:
-    from importlib.util import find_spec
-
-    top, *below = module.split(".")
-    spec = find_spec(top)  # a top-level name is located without being imported
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return Path(places[0]).joinpath(*below) if places else None
 
 
 def _of_folder(folder: Path, package: str) -> Iterator[Entry]:

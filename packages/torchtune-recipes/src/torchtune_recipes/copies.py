@@ -5,6 +5,7 @@ under that sum in the user's cache folder, so that what was changed can be told 
 a later version, without a network.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -13,7 +14,15 @@ from typing import NamedTuple
 
 from torchtune_recipes import catalog
 
-__all__ = ["Origin", "copy_of", "kept_text", "origin_of", "shipped_today", "split_copy"]
+__all__ = [
+    "Origin",
+    "copy_of",
+    "differences",
+    "is_original",
+    "kept_text",
+    "origin_of",
+    "shipped_today",
+]
 
 HEADER = re.compile(r"# Copied from (\S+) (\S+): (\S+?)(?: \(sha256 ([0-9a-f]{16})\))?\s*$")
 
@@ -63,20 +72,37 @@ def shipped_today(origin: Origin) -> catalog.Entry | None:
 
 
 def kept_text(origin: Origin) -> str | None:
-    """Return the text that was copied: the one kept then, or today's if it is still the same."""
+    """Return the text that was copied: today's if it is still the same, else the one kept then."""
     today = shipped_today(origin)
-    text = today.path.read_text(encoding="utf-8") if today else ""
-    same = origin.digest == _digest(text) if origin.digest else _version(today) == origin.version
-    if today and same:
-        return text
-    kept = _folder() / origin.digest if origin.digest else None
-    if kept is None or not kept.is_file():
+    if today is not None:
+        text = today.path.read_text(encoding="utf-8")
+        same = today.package == f"{origin.package} {origin.version}"
+        if is_original(text, origin) if origin.digest else same:
+            return text
+    kept = _folder() / origin.digest
+    if not origin.digest or not kept.is_file():
         return None
     text = kept.read_text(encoding="utf-8")
-    return text if _digest(text) == origin.digest else None
+    return text if is_original(text, origin) else None
 
 
-def split_copy(text: str) -> tuple[list[str], list[str]]:
+def is_original(text: str, origin: Origin) -> bool:
+    """Say whether this is the very text that was copied, as far as the copy's header tells."""
+    return origin.digest in ("", _digest(text))
+
+
+def differences(old: str, new: str, old_name: str, new_name: str) -> list[str]:
+    """Return the lines of a unified diff without what copying wrote; numbers are those of `new`.
+
+    Each line ends in a line break. Without a difference there is no line.
+    """
+    marks, body = _split(new)
+    lines = difflib.unified_diff(marks + _split(old)[1], marks + body, old_name, new_name)
+    last = "\n\\ No newline at end of file\n"
+    return [line if line.endswith("\n") else line + last for line in lines]
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
     """Return the lines that copying wrote (header, schema) and all others, ends of lines kept."""
     lines = text.splitlines(keepends=True)
     marks = [n for n, line in enumerate(lines[:5]) if _is_mark(line)]
@@ -97,10 +123,6 @@ def _with_absolute_schema(text: str, folder: Path) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _version(entry: catalog.Entry | None) -> str:
-    return entry.package.split()[-1] if entry else ""
 
 
 def _folder() -> Path:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["EntryPoint", "entry_points", "installed"]
+__all__ = ["EntryPoint", "entry_points", "installed", "module_path", "package_folder"]
 
 
 class EntryPoint(NamedTuple):
@@ -84,3 +84,23 @@ def _entry_point(line: str, package: str, version: str) -> EntryPoint:
     name, _, value = (part.strip() for part in line.partition("="))
     value, _, extra = (part.strip(" ]") for part in value.partition("["))
     return EntryPoint(name, value, extra, package, version)
+
+
+def package_folder(module: str) -> Path | None:
+    """Return where a dotted module lies, less its suffix, without importing anything.
+
+    None where its top-level package is not installed.
+    """
+    from importlib.util import find_spec
+
+    top, *below = module.split(".")
+    spec = find_spec(top)  # a top-level name is located without being imported
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]).joinpath(*below) if places else None
+
+
+def module_path(module: str) -> Path | None:
+    """Return the file of a dotted module, None where there is none; nothing is imported."""
+    place = package_folder(module)
+    files = [place.with_name(f"{place.name}.py"), place / "__init__.py"] if place else []
+    return next((file for file in files if file.is_file()), None)

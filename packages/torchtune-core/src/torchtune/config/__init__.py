@@ -34,6 +34,7 @@ from torchtune.config.recipe_file import read_params
 from torchtune.config.registry import locate, trust
 from torchtune.config.resolved import resolved_yaml
 from torchtune.config.schema import MISSING, Component
+from torchtune.config.suggest import suggest
 from torchtune.config.validation import choose_recipe, validate
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "nearest",
     "read_params",
     "resolved_yaml",
+    "suggest",
     "trust",
     "validate",
 ]

@@ -1,14 +1,22 @@
 """Print a recipe or a config."""
 
 import argparse
+import sys
 
 from torchtune_recipes import catalog
 
 __all__ = ["add_arguments", "run"]
 
+_EXAMPLES = """\
+examples:
+  tune cat sft
+  tune cat llama3_2/1b_lora --sort
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``tune cat``."""
+    parser.epilog = _EXAMPLES
     parser.add_argument(
         "name", metavar="RECIPE|CONFIG|FILE", help="a name that `tune ls` shows, or a file"
     )
@@ -24,4 +32,6 @@ def run(args: argparse.Namespace) -> int:
         print(OmegaConf.to_yaml(OmegaConf.load(path), sort_keys=True), end="")
     else:
         print(path.read_text(encoding="utf-8"), end="")
+    if args.name != str(path):
+        print(f"next: tune cp {args.name} NEW copies it to be changed", file=sys.stderr)
     return 0

@@ -7,6 +7,7 @@ or {+so+} without colours), and its faults. Exits 4 if there are any, having sho
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+_EXAMPLES = """\
+examples:
+  tune data check my.jsonl --checkpoint ./my-model --rows 3
+  tune data check owner/name --checkpoint ./my-model --columns question=q answer=a
+"""
 GREEN, RED, DIM, PLAIN = "\033[32m", "\033[31m", "\033[2m", "\033[0m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tune data check``."""
+    parser.epilog = _EXAMPLES
     add = parser.add_argument
     add("path", metavar="PATH", help="a file, a folder, or the id of a data set on the hub")
     add("--checkpoint", required=True, metavar="DIR", help="the model's folder, for its tokenizer")
@@ -62,7 +69,11 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(summary, file=sys.stderr)
-    return 4 if summary.faulty else 0
+    if summary.faulty:
+        return 4
+    words = ["tune", "run", "sft", "--checkpoint", args.checkpoint, "--dataset", args.path]
+    print("next:", shlex.join(words), file=sys.stderr)
+    return 0
 
 
 def _rows(args: argparse.Namespace) -> "Rows":

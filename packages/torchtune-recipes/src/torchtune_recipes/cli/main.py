@@ -1,12 +1,13 @@
 """The `tune` command: finds what the first word names, and hands the other words to it."""
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchtune_recipes.commands import Command
 
 __all__ = ["main"]
 
@@ -16,8 +17,8 @@ usage: tune COMMAND ...
 
 Fine-tune language models: run a recipe as it is, or copy it and change any line.
 """
-_ELSEWHERE = {"download": "huggingface_hub has it: `hf download REPO --local-dir ./models/NAME`"}
 _FOOT = "`tune COMMAND --help` and `tune run RECIPE --help` tell more."
+_READER_LEFT = 141  # what a shell gives for a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     from torchtune.errors import report_errors
 
-    with report_errors():
-        return _dispatch(words)
+    try:
+        with report_errors():
+            code = _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_LEFT
+    return code
 
 
 def _older_package() -> str:
@@ -47,6 +54,8 @@ def _older_package() -> str:
 
 
 def _dispatch(words: list[str]) -> int:
+    from torchtune_recipes.commands import command_parser, load_command
+
     if not words or words[0] in ("-h", "--help"):
         print(_help(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -57,95 +66,65 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"torchtune-recipes {__version__}, torchtune-core {core}")
         return 0
+    if words[0] == "_complete":  # asked by the scripts of `tune completion`
+        from torchtune_recipes.completion import complete
+
+        sys.stdout.writelines(f"{word}\n" for word in complete(words[1:]))
+        return 0
     if words[0].startswith("-"):
         words.insert(0, "run")
-    name, module, rest = _command(words)
-    parser = _Parser(prog=f"tune {name}", description=module.__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(rest))
+    command, rest = _command(words)
+    module = load_command(command)
+    code: int = module.run(command_parser(command.name, module).parse_args(rest))
+    return code
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        from torchtune.errors import ConfigError
+def _command(words: list[str]) -> "tuple[Command, list[str]]":
+    """Return the command that `words` begin with and the words after it; a recipe alone is run."""
+    from torchtune_recipes.commands import find_command
 
-        raise ConfigError("E-USAGE", f"{self.prog}: {message}", do=f"see `{self.prog} --help`")
-
-
-def _own() -> dict[str, str]:
-    """Name each command that has a file in this folder, and its module."""
-    files = (path.stem for path in Path(__file__).parent.glob("*.py"))
-    return {stem.replace("_", " "): stem for stem in sorted(files) if stem not in _NOT_COMMANDS}
+    found = find_command(words)
+    if found is not None:
+        return found
+    _check_recipe(words[0])
+    return _command(["run", *words])
 
 
-_NOT_COMMANDS = ("__init__", "main")
-
-
-def _command(words: list[str]) -> tuple[str, ModuleType, list[str]]:
-    """Return the name of the command that `words` begin with, its module and the words after it."""
-    own = _own()
-    for count in (2, 1):
-        name = " ".join(words[:count])
-        if name in own:
-            return name, import_module(f"torchtune_recipes.cli.{own[name]}"), words[count:]
-    plugin = _plugin(words[0])
-    if plugin:
-        return words[0], plugin, words[1:]
-    _check_recipe(words[0], list(own))
-    return "run", import_module("torchtune_recipes.cli.run"), words
-
-
-def _plugin(name: str) -> ModuleType | None:
-    """Import the module of another package that declares the command `name`, if there is one."""
-    from torchtune_recipes.plugins import entry_points
-
-    point = next((p for p in entry_points("torchtune.commands") if p.name == name), None)
-    if point is None:
-        return None
-    try:
-        return import_module(point.value)
-    except ModuleNotFoundError as error:
-        from torchtune.errors import MissingError
-
-        wanted = f"{point.package}[{point.extra}]" if point.extra else point.package
-        what = f"`tune {name}` needs the package {error.name!r}, which is not installed"
-        raise MissingError("E-COMMAND-PACKAGE", what, do=f"pip install '{wanted}'") from None
-
-
-def _check_recipe(word: str, commands: list[str]) -> None:
+def _check_recipe(word: str) -> None:
     """Raise unless `word` is a recipe or looks like the path of one."""
     from torchtune.config.names import nearest
     from torchtune.errors import ConfigError
 
     from torchtune_recipes import catalog
-    from torchtune_recipes.plugins import entry_points
+    from torchtune_recipes.commands import commands
 
     recipes = [entry.name for entry in catalog.entries("recipe")]
     if word in recipes or Path(word).suffix == ".py" or Path(word).is_file():
         return
-    names = [*commands, *recipes, *(point.name for point in entry_points("torchtune.commands"))]
+    names = [*(command.name for command in commands()), *recipes]
     starts = [name for name in names if name.startswith(f"{word} ")]  # `tune data`
-    do = f"did you mean `tune {starts[0]}`?" if starts else _ELSEWHERE.get(word)
-    do = do or nearest(word, names)
+    do = f"did you mean `tune {starts[0]}`?" if starts else nearest(word, names)
     what = f"`tune` has no command and no recipe {word!r}"
     raise ConfigError("E-NO-COMMAND", what, do=do or "`tune --help` shows them")
 
 
 def _help() -> str:
     from torchtune_recipes import catalog
-    from torchtune_recipes.plugins import entry_points
+    from torchtune_recipes.commands import JOURNEY, commands
 
-    folder = Path(__file__).parent  # the files are read, not imported: `--help` is to be quick
-    own = [(name, catalog.first_line(folder / f"{file}.py")) for name, file in _own().items()]
-    others = [(p.name, f"from {p.package}") for p in entry_points("torchtune.commands")]
+    left = {command.name: command.about for command in commands()}
+    tables = [
+        (title, [(name, left.pop(name)) for name in names if name in left])
+        for title, names in JOURNEY.items()
+    ]
     recipes = [(entry.name, entry.about) for entry in catalog.entries("recipe")]
-    parts = [_HEAD, "commands:", *_table(own + others), "", "recipes:", *_table(recipes), "", _FOOT]
-    return "\n".join(parts)
-
-
-def _table(rows: list[tuple[str, str]]) -> list[str]:
-    return [f"  {name:<12} {about}".rstrip() for name, about in rows]
+    tables += [("more commands", list(left.items())), ("recipes", recipes)]
+    width = max(len(name) for _, rows in tables for name, _ in rows)
+    parts = [_HEAD]
+    for title, rows in tables:
+        lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in rows]
+        parts += [f"{title}:", *lines, ""] if rows else []
+    return "\n".join([*parts, _FOOT])
 
 
 if __name__ == "__main__":

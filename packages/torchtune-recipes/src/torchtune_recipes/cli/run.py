@@ -48,10 +48,16 @@ _SWITCHES = {
     "virtual-local-rank": "show each worker its device as number 0",
 }
 _SHORT = {"redirects": "-r", "tee": "-t"}
+_EXAMPLES = """\
+examples:
+  tune run sft --checkpoint ./my-model --dataset ./my.jsonl peft=lora
+  tune run --nproc-per-node 2 sft --config llama3_2/1b_lora optimizer.lr=1e-4
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare torchrun's options, the recipe, and whatever follows it."""
+    parser.epilog = _EXAMPLES
     parser.usage = "tune run [torchrun options] RECIPE [--config CONFIG] [key=value ...]"
     options = parser.add_argument_group("torchrun options")
     for name, about in TORCHRUN_OPTIONS.items():

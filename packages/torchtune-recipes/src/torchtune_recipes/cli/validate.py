@@ -1,6 +1,7 @@
 """Check a config against its recipe without running it."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,9 +11,16 @@ from torchtune_recipes import catalog
 
 __all__ = ["add_arguments", "run"]
 
+_EXAMPLES = """\
+examples:
+  tune validate my_run.yaml
+  tune validate sft llama3_2/1b_lora batch_size=4 --here
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``tune validate``."""
+    parser.epilog = _EXAMPLES
     parser.usage = "tune validate [RECIPE] FILE [key=value ...] [--here]"
     parser.add_argument(
         "words",
@@ -43,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{config}: no faults (recipe {recipe})")
     for note in notes:
         print(str(note).replace("error[", "note[", 1), file=sys.stderr)
+    given = words[len(words) - len(overrides) - 1 :]  # the config as it was typed, and what follows
+    print("next:", shlex.join(["tune", "run", recipe, "--config", *given]), file=sys.stderr)
     return 0
 
 
