@@ -40,7 +40,7 @@ def test_a_run_folder_is_merged_and_answers_as_its_adapter(tune, run, tmp_path):
     before = adapted(ids).logits
     adapted.load_adapter(str(output / "latest"))
     assert (before - adapted(ids).logits).abs().max() > 0.1
-    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=0, atol=1e-3)
 
 
 def test_another_base_than_the_adapter_was_trained_on_is_refused(tune, run, tmp_path):

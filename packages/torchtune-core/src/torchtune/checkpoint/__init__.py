@@ -1,6 +1,7 @@
 """Weights, adapters and training state on disk: the only room that knows a file format."""
 
 from torchtune.checkpoint.adapter import load_adapter, save_adapter
+from torchtune.checkpoint.description import describe
 from torchtune.checkpoint.disk import on_main
 from torchtune.checkpoint.found import (
     FoundCheckpoint,
@@ -22,6 +23,7 @@ __all__ = [
     "Weights",
     "cut_lines",
     "damaged_files",
+    "describe",
     "find_checkpoint",
     "latest_step",
     "load_adapter",

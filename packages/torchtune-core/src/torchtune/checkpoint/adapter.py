@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torchtune.checkpoint.disk import on_main
-from torchtune.checkpoint.model import fill_all, write_json
+from torchtune.checkpoint.model import check_names, fill_all, write_json
 from torchtune.checkpoint.safetensors_file import write_tensors
-from torchtune.checkpoint.weights import read_weights
+from torchtune.checkpoint.weights import Weights, read_weights
 
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_FILE", "load_adapter", "save_adapter"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_FILE", "check_adapter", "load_adapter", "save_adapter"]
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -69,10 +69,25 @@ def load_adapter(
     """
     path = Path(folder) / ADAPTER_FILE
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    weights, ignored = _read(path)
+    return fill_all(tensors, weights, where=str(path), ignored=ignored, file_name=_peft_name)
+
+
+def check_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], *, names: Collection[str]
+) -> None:
+    """Raise what `load_adapter` would, by the header alone; the model may be on the meta device."""
+    path = Path(folder) / ADAPTER_FILE
+    state = model.state_dict()
+    weights, ignored = _read(path)
+    check_names({_peft_name(name): state[name] for name in names}, weights, ignored, str(path))
+
+
+def _read(path: Path) -> tuple[Weights, set[str]]:
+    """Return the file's weights, and those names in it that are no adapter's."""
     weights = read_weights(path)
     # of a head that it adapts PEFT writes the base's own matrix too
-    ignored = {name for name in weights if name.endswith(_BASE_SUFFIX)}
-    return fill_all(tensors, weights, where=str(path), ignored=ignored, file_name=_peft_name)
+    return weights, {name for name in weights if name.endswith(_BASE_SUFFIX)}
 
 
 def _peft_name(name: str) -> str:

@@ -14,7 +14,7 @@ from torchtune.checkpoint.adapter import ADAPTER_CONFIG, load_adapter
 from torchtune.checkpoint.disk import disk_error, flush
 from torchtune.checkpoint.found import FoundCheckpoint, find_checkpoint, read_adapter_config
 from torchtune.checkpoint.manifest import latest_step
-from torchtune.checkpoint.model import load_model, save_tensors
+from torchtune.checkpoint.model import check_model, save_tensors
 from torchtune.checkpoint.safetensors_file import DTYPES
 from torchtune.checkpoint.weights import Weights, read_weights
 from torchtune.errors import ConfigError, MissingError, TuneError
@@ -124,7 +124,7 @@ def _write_model(found: FoundCheckpoint, folder: Path, dtype: torch.dtype | None
     with torch.device("meta"):
         model = lora_from_config(auto(found.base), read_adapter_config(found.folder))
     names = adapter_names(model)
-    load_model(model, found.base, skip=names)  # on the meta device this checks names and shapes
+    check_model(model, found.base, skip=names)
     for layer in adapters(model).values():
         layer.lora_a, layer.lora_b = (_in_memory(part) for part in (layer.lora_a, layer.lora_b))
     load_adapter(model, found.folder, names=names)

@@ -18,7 +18,15 @@ from torchtune.errors import ConfigError, MissingError, TuneError
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
-__all__ = ["fill_all", "load_model", "save_model", "save_tensors", "write_json"]
+__all__ = [
+    "check_model",
+    "check_names",
+    "fill_all",
+    "load_model",
+    "save_model",
+    "save_tensors",
+    "write_json",
+]
 
 # Old conversions saved these; every reader computes them from config.json.
 _COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
@@ -51,10 +59,23 @@ def load_model(
     """
     weights = read_weights(folder)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
-    ignored = {name for name in weights if name.endswith(_COMPUTED) and name not in tensors}
-    if _is_spare_head(weights, tensors):
-        ignored.add(_HEAD)
+    ignored = _ignored(weights, tensors)
     return fill_all(tensors, weights, where=str(folder), ignored=ignored)
+
+
+def check_model(
+    model: nn.Module, folder: str | os.PathLike[str], *, skip: Collection[str] = ()
+) -> None:
+    """Raise what `load_model` would, by headers alone; the model may be on the meta device."""
+    weights = read_weights(folder)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
+    check_names(tensors, weights, _ignored(weights, tensors), str(folder))
+
+
+def _ignored(weights: Weights, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Return the names in the files that a model with these `tensors` does without."""
+    found = {name for name in weights if name.endswith(_COMPUTED) and name not in tensors}
+    return found | {_HEAD} if _is_spare_head(weights, tensors) else found
 
 
 def _is_spare_head(weights: Weights, tensors: Mapping[str, Tensor]) -> bool:
@@ -90,7 +111,7 @@ def fill_all(
     from torchtune.distributed import fill  # late: brings torch.distributed
 
     targets = {file_name(name): name for name in tensors}
-    _check_names({key: tensors[name] for key, name in targets.items()}, weights, ignored, where)
+    check_names({key: tensors[name] for key, name in targets.items()}, weights, ignored, where)
     with torch.no_grad():
         for key in weights:
             if key in targets:
@@ -98,9 +119,10 @@ def fill_all(
     return set(tensors)
 
 
-def _check_names(
+def check_names(
     tensors: Mapping[str, Tensor], weights: Weights, ignored: Collection[str], where: str
 ) -> None:
+    """Raise unless `weights` has the names and shapes of `tensors`; all faults in one error."""
     missing = [name for name in tensors if name not in weights]
     unexpected = [name for name in weights if name not in tensors and name not in ignored]
     misshapen = [
