@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,21 @@ HEAVY = {
     *("datasets", "pandas", "pyarrow", "matplotlib", "torchao", "transformers", "accelerate"),
     *("peft", "tensorboard", "wandb", "torch.distributed.checkpoint"),
 }
-COMMANDS = (["--help"], ["ls"], ["cp", "--help"], ["cat", "--help"], ["run", "sft", "--help"])
+COMMANDS = (
+    *(["--help"], ["ls"], ["ls", "--json"], ["cp", "--help"], ["cat", "--help"], ["cat", "sft"]),
+    *(["diff", "--help"], ["completion", "bash"], ["schema", "sft"], ["run", "sft", "--help"]),
+    ["_complete", "run", "sft", "optimizer."],
+)
+QUICK = (
+    ["--help"],
+    ["ls"],
+    ["cp", "sft"],
+    ["diff", "sft.py"],
+    ["completion", "bash"],
+    ["_complete", "c"],
+)
+MOST_SECONDS = 0.2
+TUNE = ("-m", "torchtune_recipes.cli.main")
 
 
 def loaded(code: str) -> set[str]:
@@ -60,3 +75,26 @@ except SystemExit as end:
         raise
 """
     assert loaded(code) & {"torch", "numpy", *HEAVY} == set()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a copy of a recipe, to be compared or written over."""
+    subprocess.run([sys.executable, *TUNE, "cp", "sft"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_a_command_that_only_looks_is_quick(arguments, folder):
+    words = [*arguments, "--force"] if arguments[0] == "cp" else arguments
+    taken = [seconds_of([sys.executable, *TUNE, *words], folder) for _ in range(5)]
+    assert min(taken) < MOST_SECONDS
+
+
+def seconds_of(command: list[str], folder: Path) -> float:
+    """Return the processor time of a program that ends well: a busy machine does not change it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime

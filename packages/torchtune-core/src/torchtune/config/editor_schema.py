@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torchtune.config.convert import MAPPINGS, SEQUENCES
 from torchtune.config.docs import KeyDoc, docs_of
-from torchtune.config.merge import RECIPE
+from torchtune.config.merge import RECIPE, USUAL
 from torchtune.config.registry import allowed_names
 from torchtune.config.schema import Key, is_component, keys_of, strip
 from torchtune.config.signature import COMPONENT, written_signature
@@ -138,7 +138,8 @@ def _component(slot: str, default: Any) -> list[Schema]:
     path = {"$ref": "#/definitions/path"}
     bare = {"type": "string"} if slot == "dataset" else path  # a path or hub id is one too
     shapes += [bare, _mapping(path, {"additionalProperties": True})]
-    usual = default.get(COMPONENT) if isinstance(default, dict) else default
+    default = default.get(COMPONENT) if isinstance(default, dict) else default
+    usual = default or USUAL.get(slot)
     return [*shapes, _arguments(slot, usual)] if usual in names else shapes
 
 

@@ -5,6 +5,7 @@ from inspect import Parameter
 from typing import Any, Literal, get_args, get_origin
 
 from torchtune.config.arguments import OWN
+from torchtune.config.merge import USUAL
 from torchtune.config.registry import allowed_names
 from torchtune.config.schema import Key, keys_of, strip
 from torchtune.config.signature import COMPONENT, written_signature
@@ -84,5 +85,6 @@ def _arguments(key: Key, before: Sequence[str]) -> dict[str, Parameter]:
     """Return the arguments of the component that `before` gives to a key, else of its default."""
     default = key.default.get(COMPONENT) if isinstance(key.default, dict) else key.default
     given = [word.partition("=")[2] for word in before if _name(word).startswith(f"{key.name}=")]
-    signature = written_signature(key.slot, str([default, *given][-1])) if key.slot else None
+    name = str([default or USUAL.get(key.slot), *given][-1])
+    signature = written_signature(key.slot, name) if key.slot else None
     return signature.parameters if signature else {}

@@ -1,4 +1,4 @@
-"""Print the script by which a shell completes commands, recipes, configs and keys of `tune`.
+"""Print the script by which a shell completes the words of `tune`.
 
 Install it once, for new shells:
 

@@ -1,4 +1,4 @@
-"""Print the JSON Schema of a recipe's configs, by which editors complete and check them.
+"""Print the JSON Schema of a recipe's configs, by which editors check them.
 
 The shipped configs name theirs in their first line, which most editors with YAML support read
 (VS Code with its YAML extension, PyCharm, Neovim with yaml-language-server). For a recipe of your
