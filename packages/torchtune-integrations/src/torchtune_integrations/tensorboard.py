@@ -2,33 +2,43 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchtune.errors import MissingError
 from torchtune.training import Progress
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from torchtune_integrations.result_files import result_files
 
 __all__ = ["TensorBoardLogger"]
+
+TEXTS = ("config.yaml", "environment.json", "samples.jsonl")
 
 
 class TensorBoardLogger:
     """Write each figure as a scalar over steps, and the configuration as text.
 
-    A resumed run hides what an interrupted one wrote after the step that it goes on from.
+    A resumed run hides what an interrupted one wrote after the step that it goes on from. Each
+    step is written at once, so that a killed run keeps what it logged.
 
     Args:
         log_dir: Folder of the event files; ``<output_dir>/tensorboard`` where not given.
+        log_files: Show environment, samples and the loss picture too, when the run ends.
         output_dir: The run's folder; the recipe gives it.
+        progress: How far the run is; the recipe gives it.
 
     Raises:
         MissingError: TensorBoard is not installed.
     """
 
-    def __init__(self, log_dir: str | None = None, output_dir: str = ".") -> None:
+    def __init__(
+        self,
+        log_dir: str | None = None,
+        log_files: bool = False,
+        output_dir: str = ".",
+        progress: Progress | None = None,
+    ) -> None:
         try:
-            from torch.utils import tensorboard
+            from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingError(
                 "E-PACKAGE",
@@ -36,25 +46,35 @@ class TensorBoardLogger:
                 where="metric_logger",
                 do="pip install 'torchtune-integrations[tensorboard]'",
             ) from error
-        self._open = tensorboard.SummaryWriter
-        self._log_dir = Path(log_dir) if log_dir else Path(output_dir) / "tensorboard"
-        self._config: dict[str, Any] = {}
-        self._writer: SummaryWriter | None = None
+        self._files, self._folder = log_files, Path(output_dir)
+        self._step = progress.step if progress else 0
+        folder = Path(log_dir) if log_dir else self._folder / "tensorboard"
+        self._writer = SummaryWriter(str(folder), purge_step=self._step + 1)
 
     def log_config(self, config: dict[str, Any]) -> None:
-        """Keep the configuration; it is written, as indented JSON, with the first figures."""
-        self._config = config
+        """Show the configuration as indented JSON."""
+        self._show("config", json.dumps(config, indent=2, default=str))
 
     def log(self, metrics: dict[str, float], progress: Progress) -> None:
         """Write the figures of one step under their names."""
-        if self._writer is None:
-            self._writer = self._open(str(self._log_dir), purge_step=progress.step)
-            text = json.dumps(self._config, indent=2, default=str)
-            self._writer.add_text("config", f"```\n{text}\n```", progress.step)
+        self._step = progress.step
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, progress.step)
+        self._writer.flush()
 
     def close(self) -> None:
-        """Write out what is kept back and close the file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Show the files that were asked for, and close the event file."""
+        for path in result_files(self._folder) if self._files else []:
+            if path.name in TEXTS:
+                self._show(path.name, path.read_text(encoding="utf-8"))
+            elif path.suffix == ".png":
+                self._picture(path)
+        self._writer.close()
+
+    def _show(self, name: str, text: str) -> None:
+        self._writer.add_text(name, f"```\n{text}\n```", self._step)
+
+    def _picture(self, path: Path) -> None:
+        from matplotlib.image import imread
+
+        self._writer.add_image(path.stem, imread(path)[..., :3], self._step, dataformats="HWC")

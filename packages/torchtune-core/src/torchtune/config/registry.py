@@ -18,7 +18,7 @@ from typing import Any
 
 from torchtune.config.names import nearest
 from torchtune.config.source_file import import_file, module_name
-from torchtune.errors import ConfigError, MissingError
+from torchtune.errors import ConfigError, MissingError, TuneError
 
 __all__ = ["allowed_names", "locate", "target_of", "trust", "trust_recipe"]
 
@@ -47,8 +47,19 @@ COMPONENTS = {
     "lr_scheduler.constant": "torchtune.training:constant_schedule",
     "lr_scheduler.wsd": "torchtune.training:wsd_schedule",
     "loss.linear_cross_entropy": "torchtune.losses:LinearCrossEntropy",
+    "metric_logger.jsonl": "torchtune.training:JsonlLogger",
+    "metric_logger.stdout": "torchtune.training:StdoutLogger",
     "profiler.torch": "torchtune.training:torch_profiler",
 }
+EXTRAS = {
+    "chat_page.gradio": "ui",
+    "evaluator.lm_eval": "eval",
+    "metric_logger.mlflow": "mlflow",
+    "metric_logger.tensorboard": "tensorboard",
+    "metric_logger.wandb": "wandb",
+}
+"""The extra of torchtune-integrations that brings a component, said where it is not installed."""
+
 MAIN = "__main__"
 NAMESPACES = ("torchtune", "torch.optim", "torch.nn")
 _trusted: set[str] = set()
@@ -132,7 +143,12 @@ def _attribute(owner: Any, attribute: str, name: str) -> Any:
     return owner
 
 
-def _unknown(slot: str, name: str) -> ConfigError:
+def _unknown(slot: str, name: str) -> TuneError:
+    extra = EXTRAS.get(f"{slot}.{name}")
+    if extra:
+        what = f"the {slot} '{name}' comes with a package that is not installed"
+        do = f"pip install 'torchtune-integrations[{extra}]'"
+        return MissingError("E-COMPONENT-PACKAGE", what, do=do)
     names = allowed_names(slot)
     known = f"there are {', '.join(names)}" if names else "none is registered"
     what = f"no {slot} is called {name!r}; {known}, or a dotted path such as torch.optim.SGD"

@@ -30,7 +30,7 @@ TAKES_FIRST = {
     "lr_scheduler": "the optimizer",
 }  # slots whose first parameter every recipe passes itself
 KNOWN = {*TAKES_FIRST, "model", "tokenizer", "dataset", "loss", "profiler", "metric_logger"}
-RUNTIME = frozenset({"model", "tokenizer", "world", "optimizer", "num_training_steps"})
+RUNTIME = frozenset({"model", "tokenizer", "world", "optimizer", "progress", "num_training_steps"})
 
 
 @dataclass(frozen=True)
