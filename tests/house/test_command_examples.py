@@ -1,6 +1,8 @@
 """The help of every command ends with examples that its own parser takes."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 from torchtune.config import TuneArgumentParser, read_params
@@ -79,3 +81,9 @@ def test_every_command_of_ours_has_its_place_in_the_journey():
     placed = {name for names in JOURNEY.values() for name in names}
     known = {command.name for command in commands()}
     assert known <= placed
+
+
+def test_the_page_of_the_command_line_has_every_command():
+    page = (Path(__file__).resolve().parents[2] / "docs/command_line.md").read_text("utf-8")
+    rows = re.findall(r"^\| `tune (.+?)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(command.name for command in commands())

@@ -12,4 +12,9 @@ _tune() {
         _files
     fi
 }
-compdef _tune tune
+# as an autoloaded function this file is the first call; sourced, it declares the function
+if [[ ${funcstack[1]} == _tune ]]; then
+    _tune "$@"
+else
+    compdef _tune tune
+fi
