@@ -12,7 +12,7 @@ __all__ = ["fake_hub"]
 @pytest.fixture
 def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A fake hub without models: `os.environ` and huggingface_hub point to it, none is logged in."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
     home = tmp_path / "hf_home"
     with FakeHub(tmp_path / "hub") as hub:
@@ -20,6 +20,7 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHu
             monkeypatch.setenv(name, value)
         # read when the library was imported, which may have been in another test
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
         files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

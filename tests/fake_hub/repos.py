@@ -71,7 +71,8 @@ class Repos:
 
     def add(self, repo: str, files: Path | Mapping[str, bytes | str], **settings: Any) -> Path:
         """Make a repository from a folder or from names and contents, and return its folder."""
-        folder = self.root / repo
+        name, _, revision = repo.partition("@")
+        folder = self._revision(self.root / name, revision) if revision else self.root / name
         if isinstance(files, Path):
             shutil.copytree(files, folder, dirs_exist_ok=True)
         else:
@@ -80,7 +81,7 @@ class Repos:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 data = content.encode() if isinstance(content, str) else content
                 (folder / name).write_bytes(data)
-        if "@" not in repo:
+        if not revision:
             self._settings_file(repo).parent.mkdir(parents=True, exist_ok=True)
             self._settings_file(repo).write_text(json.dumps(settings))
         return folder
@@ -98,7 +99,7 @@ class Repos:
         folder = self.root / repo
         if not folder.is_dir():
             raise Refused(404, "RepoNotFound", "Repository not found")
-        named = folder if revision == "main" else folder.with_name(f"{folder.name}@{revision}")
+        named = folder if revision == "main" else self._revision(folder, revision)
         if named.is_dir():
             return named
         others = [folder, *folder.parent.glob(f"{folder.name}@*")]
@@ -106,6 +107,9 @@ class Repos:
             if self.sha(other) == revision:
                 return other
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+    def _revision(self, folder: Path, name: str) -> Path:
+        return folder.with_name(f"{folder.name}@{name.replace('/', '%2F')}")
 
     def files(self, folder: Path) -> dict[str, File]:
         """Return the files of a revision's folder by their paths in the repository."""
@@ -131,7 +135,7 @@ class Repos:
                 raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
             contents = {change["value"]["path"]: self._content(change) for change in changes}
             if any(folder.iterdir()):
-                kept = folder.with_name(f"{folder.name}@{self.sha(folder)}")
+                kept = self._revision(folder, self.sha(folder))
                 shutil.copytree(folder, kept, dirs_exist_ok=True)
             for name, content in contents.items():
                 _write(folder / name, content)

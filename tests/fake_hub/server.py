@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -129,7 +130,8 @@ class FakeHub:
 
     def seen(self, pattern: str) -> list[Seen]:
         """Return the requests whose ``METHOD /path`` holds the regular expression."""
-        return [seen for seen in self.requests if re.search(pattern, f"{seen.method} {seen.path}")]
+        named = [(f"{seen.method} {unquote(seen.path)}", seen) for seen in self.requests]
+        return [seen for name, seen in named if re.search(pattern, name)]
 
     def environment(self, home: Path) -> dict[str, str]:
         """Return the variables that send a program's huggingface_hub here, with `home` as its home.
@@ -138,6 +140,10 @@ class FakeHub:
         """
         here = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
         return {**here, "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def mend(self) -> None:
+        """Let nothing go wrong any more."""
+        self._failures.clear()
 
     def failure_of(self, request: str) -> Failure | None:
         """Return what shall go wrong with the request ``METHOD /path``, and count it as done."""
@@ -158,8 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request; those with other methods are no different here."""
         url = urlsplit(self.path)
-        path, own = unquote(url.path), url.path.startswith("/_fake/")
-        failure = None if own else self.hub.failure_of(f"{self.command} {path}")
+        path, own = url.path, url.path.startswith("/_fake/")
+        failure = None if own else self.hub.failure_of(f"{self.command} {unquote(path)}")
         headers = {name.lower(): value for name, value in self.headers.items()}
         try:
             asked = Asked(parse_qs(url.query), headers, self._receive(failure))
@@ -204,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         for methods, pattern, function in ROUTES:
             found = re.fullmatch(pattern, path)
             if found and self.command in methods.split():
-                words = {name: word for name, word in found.groupdict().items() if word}
+                words = {name: unquote(word) for name, word in found.groupdict().items() if word}
                 api = Api(self.hub.repos, self.hub.url, self.hub.part_size)
                 return function(api, asked, **words)
         raise Refused(404, "", f"the fake hub has no {self.command} {path}")
@@ -228,7 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         if failure and failure.kind == "cut":
             body, self.close_connection = body[: failure.after], True
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it had enough, and left
+                self.wfile.write(body)
 
 
 def _refusal(refused: Refused) -> Reply:

@@ -9,25 +9,31 @@ from torchtune.checkpoint.found import (
     read_adapter_config,
     run_info,
 )
+from torchtune.checkpoint.hub_download import download, hub_source
 from torchtune.checkpoint.lines import cut_lines
 from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.merging import merge_adapter
 from torchtune.checkpoint.model import load_model, save_model
-from torchtune.checkpoint.run_folder import RunFolder
+from torchtune.checkpoint.run_folder import RehearsalFolder, RunFolder
+from torchtune.checkpoint.step_folder import load_step, save_step
 from torchtune.checkpoint.training_state import load_training_state, read_info, save_training_state
 from torchtune.checkpoint.weights import Weights, read_weights, weights_digest
 
 __all__ = [
     "FoundCheckpoint",
+    "RehearsalFolder",
     "RunFolder",
     "Weights",
     "cut_lines",
     "damaged_files",
     "describe",
+    "download",
     "find_checkpoint",
+    "hub_source",
     "latest_step",
     "load_adapter",
     "load_model",
+    "load_step",
     "load_training_state",
     "merge_adapter",
     "on_main",
@@ -37,6 +43,7 @@ __all__ = [
     "run_info",
     "save_adapter",
     "save_model",
+    "save_step",
     "save_training_state",
     "weights_digest",
 ]
