@@ -1,14 +1,18 @@
 """`json_schema`: jsonschema's verdict on a config is that of `validate`, key by key."""
 
+import inspect
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from torchtune import training
 from torchtune.config import MISSING, Component, json_schema, validate
 from torchtune.config.reader import read_text
+from torchtune.config.static_signature import read_docstring
 from torchtune.errors import ConfigError
+from torchtune.models import llama
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -94,6 +98,19 @@ def test_an_editor_shows_the_comment_the_default_and_the_choices():
     assert {"enum": ["a", "b"]} in keys["kind"]["anyOf"]
     assert "default" not in keys["must"]
     assert keys["optimizer"]["anyOf"][0] == {"enum": ["adamw", "sgd"]}
+
+
+def test_arguments_are_described_by_their_docstring():
+    """Read from the source: through `from` imports for adamw, through `partial` for a model size."""
+    forms = json_schema(Params)["properties"]["optimizer"]["anyOf"]
+    adamw = next(
+        f for f in forms if f.get("properties", {}).get("_component_") == {"enum": ["adamw"]}
+    )
+    said = " ".join(inspect.getdoc(training.adamw).split())
+    for name in ("betas", "eps", "weight_decay"):
+        assert f"{name}: {adamw['properties'][name]['description']}" in said
+    doc = read_docstring("torchtune.models.llama:llama3_2_1b")
+    assert doc == inspect.getdoc(llama.llama)
 
 
 def test_a_config_may_name_only_the_recipe_that_the_schema_is_of():

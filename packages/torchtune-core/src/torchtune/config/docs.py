@@ -1,4 +1,4 @@
-"""The comments of a Params class as documentation of its keys."""
+"""The comments of a Params class, and the docstring of a component, as docs of keys."""
 
 import ast
 import inspect
@@ -8,7 +8,7 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KeyDoc", "docs_of"]
+__all__ = ["KeyDoc", "arguments_doc", "docs_of"]
 
 HEADING = re.compile(r"^(?:-{2,}|={2,}|#+)\s*(.*?)\s*[-=#]*$")
 
@@ -75,3 +75,15 @@ def _field_docs(node: ast.ClassDef, comments: dict[int, str]) -> dict[str, KeyDo
         inside = [comments[n] for n in range(field.lineno, last + 1) if n in comments]
         docs[field.target.id] = KeyDoc(" ".join(above + inside), section)
     return docs
+
+
+def arguments_doc(docstring: str) -> dict[str, str]:
+    """Return what a docstring in Google's style says of each argument, in one line each.
+
+    Args:
+        docstring: Without its indentation.
+    """
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    entries = re.split(r"^ {4}(?=\S)", section.group(1), flags=re.MULTILINE) if section else []
+    pairs = [entry.partition(":") for entry in entries if ":" in entry]
+    return {name.strip(): " ".join(text.split()) for name, _, text in pairs if name.isidentifier()}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from torchtune.config.convert import MAPPINGS, SEQUENCES
-from torchtune.config.docs import KeyDoc, docs_of
+from torchtune.config.docs import KeyDoc, arguments_doc, docs_of
 from torchtune.config.merge import RECIPE, USUAL
-from torchtune.config.registry import allowed_names
+from torchtune.config.registry import allowed_names, target_of
 from torchtune.config.schema import Key, is_component, keys_of, strip
 from torchtune.config.signature import COMPONENT, written_signature
+from torchtune.config.static_signature import read_docstring
 
 __all__ = ["json_schema"]
 
@@ -165,10 +166,15 @@ def _arguments(slot: str, name: str) -> Schema:
     signature = written_signature(slot, name)
     if signature is None:
         return {"type": "object", "additionalProperties": True}
-    properties = {word: _argument(found) for word, found in signature.parameters.items()}
+    docs = arguments_doc(read_docstring(target_of(slot, name) or ""))
+    properties = {
+        word: _argument(parameter, docs.get(word, ""))
+        for word, parameter in signature.parameters.items()
+    }
     return {"type": "object", "properties": properties, "additionalProperties": signature.open}
 
 
-def _argument(parameter: Parameter) -> Schema:
+def _argument(parameter: Parameter, doc: str) -> Schema:
+    about = {"description": doc} if doc else {}
     default = {} if parameter.default is Parameter.empty else _default(parameter.default)
-    return {**default, **_shape(parameter.annotation)}
+    return {**about, **default, **_shape(parameter.annotation)}

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNWRITTEN", "read_signature"]
+__all__ = ["UNWRITTEN", "read_docstring", "read_signature"]
 
 MAX_HOPS = 8  # `from a import x` in a, from b in ...
 PARTS = ast.If | ast.Try
@@ -116,6 +116,25 @@ def read_signature(target: str) -> inspect.Signature | None:
     `functools.partial`. Classes of annotations that Python does not bring are stand-ins with the
     right name; a default that is no literal is `UNWRITTEN`.
     """
+    found = _found(target)
+    return _signature(*found) if found else None
+
+
+def read_docstring(target: str) -> str:
+    """Return the docstring of ``module:attribute`` without its indentation, empty if there is none.
+
+    That of a `functools.partial` is its function's.
+    """
+    tree, found = _found(target) or (ast.Module([], []), None)
+    while isinstance(found, ast.Assign) and isinstance(found.value, ast.Call) and found.value.args:
+        first = found.value.args[0]
+        found = _definition(tree, first.id) if isinstance(first, ast.Name) else None
+    written = found if isinstance(found, ast.FunctionDef | ast.ClassDef) else None
+    return (ast.get_docstring(written) if written else None) or ""
+
+
+def _found(target: str) -> tuple[ast.Module, ast.stmt] | None:
+    """Return the statement that defines ``module:attribute``, in the module where it stands."""
     module, _, attribute = target.partition(":")
     for _ in range(MAX_HOPS):
         read = _tree(module)
@@ -123,12 +142,11 @@ def read_signature(target: str) -> inspect.Signature | None:
             return None
         tree, is_package = read
         found = _definition(tree, attribute)
-        if isinstance(found, ast.ImportFrom):
-            module = _imported(found, module, is_package)
-            alias = next(a for a in found.names if (a.asname or a.name) == attribute)
-            attribute = alias.name
-            continue
-        return _signature(tree, found) if found is not None else None
+        if not isinstance(found, ast.ImportFrom):
+            return (tree, found) if found is not None else None
+        module = _imported(found, module, is_package)
+        alias = next(a for a in found.names if (a.asname or a.name) == attribute)
+        attribute = alias.name
     return None
 
 
