@@ -1,6 +1,12 @@
 """Processes and devices: the world, sharding, whole tensors, gradient norms, launching."""
 
-from torchtune.distributed.devices import DeviceFacts, check_dtype, choose_device, device_facts
+from torchtune.distributed.devices import (
+    DeviceFacts,
+    available_backends,
+    check_dtype,
+    choose_device,
+    device_facts,
+)
 from torchtune.distributed.gradients import clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.precision import compute_in, master_weights
@@ -11,6 +17,7 @@ from torchtune.distributed.world import World, join_world
 __all__ = [
     "DeviceFacts",
     "World",
+    "available_backends",
     "check_dtype",
     "choose_device",
     "clip_grad_norm",

@@ -6,7 +6,7 @@ import torch
 
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["DeviceFacts", "check_dtype", "choose_device", "device_facts"]
+__all__ = ["DeviceFacts", "available_backends", "check_dtype", "choose_device", "device_facts"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ def device_facts() -> DeviceFacts:
         mps=mps,
         mps_bf16=mps and torch.backends.mps.is_macos_or_newer(14, 0),
     )
+
+
+def available_backends() -> list[str]:
+    """Return by which backends processes could speak to each other here, of ``nccl`` and ``gloo``."""
+    import torch.distributed as dist  # late: one process does without
+
+    if not dist.is_available():
+        return []
+    able = {"nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available()}
+    return [name for name, there in able.items() if there]
 
 
 def choose_device(

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `tune` with `arguments`, by default those of the process, and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     clash = _older_package()
+    if clash and words[:1] == ["doctor"]:
+        return _examine(words[1:])
     if clash:
         print(clash, file=sys.stderr)
         return 3
@@ -51,6 +53,17 @@ def _older_package() -> str:
         "  pip uninstall -y torchtune && "
         "pip install --force-reinstall --no-deps torchtune-core torchtune-recipes"
     )
+
+
+def _examine(words: list[str]) -> int:
+    """Run `tune doctor`, which tells of the older package and imports nothing of either."""
+    import argparse
+
+    from torchtune_recipes.cli import doctor
+
+    parser = argparse.ArgumentParser(prog="tune doctor")
+    doctor.add_arguments(parser)
+    return doctor.run(parser.parse_args(words))
 
 
 def _dispatch(words: list[str]) -> int:
