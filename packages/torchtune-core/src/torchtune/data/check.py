@@ -222,7 +222,7 @@ class CheckSummary:
 
     def __str__(self) -> str:
         ordered = sorted(self.lengths) or [0]
-        middle, most = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
+        middle, most = ordered[(len(ordered) - 1) // 2], ordered[-(len(ordered) // 20) - 1]
         share = 100 * self.supervised / max(1, self.tokens)
         lines = [
             f"{_rows(self.rows)}, {self.tokens:,} tokens, {share:.0f} % of them trained, "
