@@ -40,18 +40,14 @@ def test_every_step_is_a_row_of_the_history(tmp_path, wandb_records):
 
 def test_a_resumed_run_is_the_same_run_and_a_fresh_one_another(tmp_path, wandb_records):
     logged(tmp_path, [1])
-    logged(tmp_path, [2], done=1)
+    logged(tmp_path, [1, 2], done=1)
     logged(tmp_path, [1])
     records = [record for record in wandb_records(tmp_path) if record.HasField("run")]
     first, resumed, fresh = dict.fromkeys(
         (r.run.run_id, r.run.start_time.ToNanoseconds()) for r in records
     )
     assert first[0] == resumed[0] != fresh[0]
-
-
-def test_a_curve_never_runs_backwards(tmp_path, wandb_records):
-    logged(tmp_path, [1, 2, 1, 3])
-    assert [row["_step"] for row in history(wandb_records(tmp_path))] == [1, 2, 3]
+    assert [row["_step"] for row in history(wandb_records(tmp_path))] == [1, 2, 1]
 
 
 def test_the_configuration_is_that_of_the_run(tmp_path, wandb_records):
@@ -60,12 +56,11 @@ def test_the_configuration_is_that_of_the_run(tmp_path, wandb_records):
     assert ("batch_size", "4") in {(update.key, update.value_json) for update in updates}
 
 
-def test_the_command_line_and_the_terminal_are_not_sent(tmp_path, monkeypatch, capsys):
+def test_the_command_line_and_the_terminal_are_not_sent(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tune", "api_key=SECRETARGUMENT"])
     monkeypatch.setenv("WANDB_API_KEY", "SECRETKEY".ljust(40, "0"))
     monkeypatch.setenv("HF_TOKEN", "hf_SECRETTOKEN")
-    with capsys.disabled():
-        print(end="")
+    print("SECRETTEXT")
     logged(tmp_path, [1])
     kept = [path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
     assert kept

@@ -65,6 +65,10 @@ class WandbLogger:
         folder = Path(log_dir or output_dir)
         self._artifact = wandb.Artifact
         self._files, self._checkpoint, self._folder = log_files, log_checkpoint, Path(output_dir)
+        kept = folder / "wandb"
+        run_id = kept_run_id(kept / "run_id", progress, lambda: secrets.token_hex(8))
+        self._last_step = kept / f"last_step_{run_id}"  # offline, W&B does not know its own steps
+        self._last = int(self._last_step.read_text()) if self._last_step.exists() else 0
         self._run = wandb.init(
             project=project,
             entity=entity,
@@ -72,7 +76,7 @@ class WandbLogger:
             name=name,
             mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
-            id=kept_run_id(folder / "wandb" / "run_id", progress, lambda: secrets.token_hex(8)),
+            id=run_id,
             resume="allow",
             settings=wandb.Settings(console="off", save_code=False, x_disable_meta=True),
         )
@@ -82,8 +86,10 @@ class WandbLogger:
         self._run.config.update(config, allow_val_change=True)
 
     def log(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Send the figures of one step, with its epoch."""
-        self._run.log({"epoch": progress.epoch, **metrics}, step=progress.step)
+        """Send the figures of one step, with its epoch, unless an earlier start has sent it."""
+        if progress.step > self._last:
+            self._run.log({"epoch": progress.epoch, **metrics}, step=progress.step)
+            self._last_step.write_text(str(progress.step), encoding="utf-8")
 
     def close(self) -> None:
         """Send the files that were asked for and what is left, and end the run."""
