@@ -1,7 +1,8 @@
 """Every command and program in the documentation runs, page by page, on a tiny model.
 
 A page is one folder and one sequence: its `sh` and `python` blocks run in order, beside a model in
-`my-model` and rows in `my.jsonl`. A comment before a block says what else is meant:
+`my-model` and rows in `my.jsonl`, and a fake hub, which has that model under a name that pages
+use and another whose terms nobody accepted. A comment before a block says what else is meant:
 `<!-- not run: reason -->`, `<!-- exits 2 -->`, `<!-- file: my_run.yaml -->` (the block is a file).
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from fake_hub.server import FakeHub
 from torchtune.testing import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,11 +42,13 @@ def wanted(block: Block) -> bool:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    tiny_checkpoint(tmp_path / "my-model")
+def folder(tmp_path: Path, fake_hub: FakeHub) -> Path:
+    model = tiny_checkpoint(tmp_path / "page" / "my-model")
+    fake_hub.add("HuggingFaceTB/SmolLM2-135M-Instruct", model)
+    fake_hub.add("meta-llama/Llama-3.2-1B-Instruct", {"config.json": "{}"}, gated="manual")
     rows = [{"instruction": f"Repeat: {n}", "output": str(n)} for n in range(24)]
-    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return tmp_path
+    (tmp_path / "page" / "my.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return tmp_path / "page"
 
 
 def run(block: Block, folder: Path) -> None:
@@ -52,7 +56,7 @@ def run(block: Block, folder: Path) -> None:
         (folder / block.note.removeprefix("file: ")).write_text(block.code, encoding="utf-8")
         return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""}
     command = [*RUNNERS[block.language], block.code]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
