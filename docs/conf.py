@@ -1,4 +1,4 @@
-"""Sphinx reads this: `hatch run docs:build`."""
+"""Sphinx reads this: `hatch run docs`."""
 
 import sys
 
