@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import torchtune_recipes
-from torchtune.errors import ConfigError, MissingError
+from torchtune.errors import ConfigError, DataError, MissingError
 from torchtune.testing import tiny_checkpoint, tiny_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,17 +49,17 @@ def answers(capsys):
     return run
 
 
-def transformers_answers(folder, adapter=None, questions=QUESTIONS):
+def transformers_answers(folder, adapter=None, questions=QUESTIONS, **options):
     tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(model, adapter) if adapter else model
     texts = []
-    options = {"do_sample": False, "eos_token_id": [1, 3], "pad_token_id": 0}
+    options = {"do_sample": False, "eos_token_id": [1, 3], "pad_token_id": 0, **options}
     for question in questions:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt"
-        )["input_ids"]
-        out = model.generate(input_ids=ids, max_new_tokens=16, **options)
+        chat = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+        ids = ids["input_ids"]
+        out = model.generate(input_ids=ids, max_new_tokens=16, tokenizer=tokenizer, **options)
         texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     return texts
 
@@ -131,10 +131,82 @@ def test_draws_follow_the_seed_and_prompts_come_from_a_file(base, answers, tmp_p
     assert first == answers(seed=1, **options) != answers(seed=2, **options)
 
 
+def test_prompts_of_a_file_are_answered_as_transformers_answers_its_conversations(
+    base, answers, tmp_path
+):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": QUESTIONS[0]},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": QUESTIONS[1]},
+    ]
+    said = {"role": "assistant", "content": "The answer, which is not to be seen."}
+    rows = [
+        {"prompt": QUESTIONS[0]},
+        {"messages": turns},
+        {"messages": [*turns, said]},
+        {"prompt": turns},
+        {"instruction": QUESTIONS[1], "output": "Not this."},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    user = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    chats = [user[0], turns, turns, turns, user[1]]
+    found = answers(checkpoint=str(base), prompt=None, prompts=str(file), batch_size=3)
+    assert found == transformers_answers(base, questions=chats)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"prompt": "a"}\n{"question": 1}', 2),
+        ("{", 1),
+        ('{"messages": []}', 1),
+        ('{"text": 3}', 1),
+    ],
+)
+def test_a_row_without_a_prompt_is_named_by_its_line(text, line, base, answers, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text)
+    with pytest.raises(DataError) as error:
+        answers(checkpoint=str(base), prompt=None, prompts=str(file))
+    assert error.value.where == f"{file}:{line}"
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    with pytest.raises(DataError, match="no prompt"):
+        answers(checkpoint=str(base), prompt=None, prompts=str(tmp_path / "empty.txt"))
+
+
+def test_a_name_stands_for_what_was_downloaded(base, answers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, "models/Tiny-1B")
+    wanted = transformers_answers(base)
+    for name in ("Tiny-1B", "someone/Tiny-1B", "./models/Tiny-1B"):
+        assert answers(checkpoint=None, model=name) == wanted
+    with pytest.raises(MissingError, match="Other-1B"):
+        answers(checkpoint=None, model="someone/Other-1B")
+
+
+def test_penalty_and_stop_text_are_those_of_transformers(base, answers):
+    params = {"checkpoint": str(base), "repetition_penalty": 1.7}
+    whole = transformers_answers(base, repetition_penalty=1.7)
+    assert answers(**params) == whole != transformers_answers(base)
+    letter = next(c for c in whole[0] if c.isascii() and c.isalpha() and c not in whole[1])
+    stopped = transformers_answers(base, repetition_penalty=1.7, stop_strings=[letter, "never"])
+    assert stopped[0].endswith(letter)
+    wanted = [stopped[0].removesuffix(letter), whole[1]]
+    assert answers(**params, stop=[letter, "never"]) == wanted
+
+
 @pytest.mark.parametrize(
     ("params", "where"),
     [
         ({"prompt": None}, "prompt"),
+        ({"checkpoint": None}, "checkpoint"),
+        ({"model": "too"}, "checkpoint"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stream": True}, "stream"),
         ({"prompts": "also.txt"}, "prompt"),
         ({"top_p": 1.5}, "top_p"),
         ({"raw": True, "system": "Be brief."}, "system"),
@@ -143,7 +215,7 @@ def test_draws_follow_the_seed_and_prompts_come_from_a_file(base, answers, tmp_p
 )
 def test_wrong_arguments_are_refused_with_their_key(params, where, base, answers):
     with pytest.raises(ConfigError) as error:
-        answers(checkpoint=str(base), **params)
+        answers(**{"checkpoint": str(base), **params})
     assert error.value.where == where
 
 
@@ -163,3 +235,9 @@ def test_the_command_prints_the_answer_alone(tune, base):
     failed = tune("generate", "--checkpoint", "nowhere", "--prompt", "x")
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr.startswith("error[E-") and failed.stderr.count("\n") <= 3
+
+
+def test_a_streamed_answer_is_the_same_text(tune, base):
+    words = ("generate", "--checkpoint", str(base), "--prompt", QUESTIONS[0], "max_new_tokens=16")
+    streamed, whole = tune(*words, "--stream"), tune(*words)
+    assert (whole.returncode, streamed.stdout) == (0, whole.stdout), whole.stderr

@@ -5,7 +5,14 @@ import json
 import pytest
 import torch
 from torchtune.errors import ConfigError, Faults
-from torchtune.generation import Sampling, generate, pack_linears, stream
+from torchtune.generation import (
+    KVCache,
+    Sampling,
+    compile_decoding,
+    generate,
+    pack_linears,
+    stream,
+)
 from torchtune.peft import adapters, lora
 from transformers import AutoModelForCausalLM
 
@@ -133,6 +140,33 @@ def test_a_packed_adapter_gives_the_same_tokens_head_included(random_models, loa
     packed = pack_linears(adapted())
     assert generate(packed, PROMPTS, max_new_tokens=20) == wanted
     assert not any("lora" in name for name, _ in packed.named_parameters())
+
+
+@pytest.mark.slow  # torch.compile takes a minute
+def test_compiled_decoding_gives_the_same_tokens_padded_and_with_an_adapter(stories, load):
+    model = lora(load(stories), rank=4)
+    for layer in adapters(model).values():
+        torch.nn.init.normal_(layer.lora_b, std=0.1, generator=torch.Generator().manual_seed(1))
+    model.requires_grad_(False)
+    wanted = generate(model, PROMPTS, max_new_tokens=40)
+    compiled = compile_decoding(model)
+    assert generate(compiled, PROMPTS, max_new_tokens=40) == wanted
+    assert generate(compiled, PROMPTS, max_new_tokens=40) == wanted  # nothing is left of the first
+
+
+def test_the_cache_of_fixed_shape_gives_the_same_logits(stories, load):
+    model = load(stories)
+    tokens = torch.randint(512, (2, 9), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, :3] = False
+    whole = model(tokens, mask=mask)
+    cache = KVCache.of(model, batch=2, capacity=32)
+    model(tokens[:, :5], mask=mask[:, :5], cache=cache)
+    fixed = cache.fixed()
+    for place in range(5, 9):
+        logits = model(tokens[:, place, None], cache=fixed)
+        fixed.advance()
+        torch.testing.assert_close(logits[:, 0], whole[:, place], rtol=0, atol=1e-4)
 
 
 def test_dropout_is_off_while_generating_and_back_afterwards(stories, load):

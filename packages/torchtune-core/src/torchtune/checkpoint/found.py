@@ -39,7 +39,8 @@ def find_checkpoint(
 
     Args:
         checkpoint: A run's output folder (its latest step is taken), a step folder, an adapter in
-            PEFT's format, or a model in Hugging Face's.
+            PEFT's format, or a model in Hugging Face's. Where there is no such folder, the name of
+            a model that ``tune download`` has put into ``./models``.
         base: The adapter's base; None looks where its adapter_config.json says and, for a hub id,
             in ``./models/NAME``, where ``tune download`` puts it.
         check_base: Compare the base's weights with those that the adapter was trained on, where
@@ -49,7 +50,7 @@ def find_checkpoint(
         MissingError: E-CHECKPOINT-MISSING without such a folder; E-BASE where the base is absent.
         ConfigError: E-BASE where the base has other weights, or is given for whole weights.
     """
-    given = Path(checkpoint).expanduser()
+    given = _by_path_or_name(Path(checkpoint).expanduser())
     folder = latest_step(given) or given
     if not (folder / "adapter_config.json").is_file():
         if base is not None:
@@ -63,6 +64,11 @@ def find_checkpoint(
         what = f"{str(found)!r} holds other weights than the adapter was trained on"
         raise ConfigError("E-BASE", what, where=str(folder), do="say where it is: --base DIR")
     return FoundCheckpoint(folder, found)
+
+
+def _by_path_or_name(given: Path) -> Path:
+    downloaded = DOWNLOADS / given.name
+    return given if given.exists() or not downloaded.is_dir() else downloaded
 
 
 def _check_is_model(folder: Path) -> None:

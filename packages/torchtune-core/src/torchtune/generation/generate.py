@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchtune.errors import ConfigError, Faults, TuneError
 from torchtune.generation.cache import KVCache
+from torchtune.generation.compiled import decoding, room_for
 from torchtune.generation.sampling import Sampling, sample
 from torchtune.modules import Decoder
 
@@ -77,13 +78,15 @@ def _steps(
     stop_tokens: Collection[int],
 ) -> Tokens:
     tokens, mask = _left_padded(prompts, _device(model))
-    cache = KVCache.of(model, batch=len(prompts), capacity=tokens.shape[1] + limit)
+    room = room_for(model, tokens.shape[1] + limit)
+    cache = KVCache.of(model, batch=len(prompts), capacity=room)
     choose = _Choice(model, prompts, sampling)
     ended = [False] * len(prompts)
     was_training = model.training
     model.eval()
     try:
-        logits = _last_logits(model, tokens, mask, cache)
+        logits = _prompt_logits(model, tokens, mask, cache)
+        next_logits = torch.inference_mode()(decoding(model, cache))
         for step in range(limit):
             chosen = choose(logits)
             ids = chosen.tolist()
@@ -92,7 +95,7 @@ def _steps(
                 return
             yield [None if end else token for end, token in zip(ended, ids, strict=True)]
             if step + 1 < limit:
-                logits = _last_logits(model, chosen[:, None], None, cache)
+                logits = next_logits(chosen[:, None])
     finally:
         model.train(was_training)
 
@@ -124,8 +127,8 @@ class _Choice:
 
 
 @torch.inference_mode()
-def _last_logits(model: Decoder, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-    """Return the logits `[batch, vocab]` of the last of `tokens [batch, seq]`."""
+def _prompt_logits(model: Decoder, tokens: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+    """Return the logits `[batch, vocab]` of the last of the prompts' `tokens [batch, seq]`."""
     masks = [None] * tokens.shape[1] if mask is None else mask.split(PREFILL, 1)
     for part, part_mask in zip(tokens.split(PREFILL, 1), masks, strict=False):
         logits: Tensor = model(part, mask=part_mask, cache=cache)

@@ -1,6 +1,7 @@
 """A model with its tokenizer, ready to answer, from whatever a user calls a checkpoint."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torchtune import checkpoint as files
 from torchtune.data import ChatFormat, Message, Tokenizer, auto_tokenizer
 from torchtune.distributed import check_dtype
-from torchtune.errors import MissingError
+from torchtune.errors import ConfigError, MissingError
 from torchtune.generation.packing import pack_linears
 from torchtune.models import auto
 from torchtune.modules import Decoder
@@ -45,25 +46,35 @@ class LoadedCheckpoint:
         """Token ids at which an answer ends."""
         return tuple(self.tokenizer.stop_ids if self.form is None else self.form.stop_ids)
 
-    def prompt_ids(self, text: str, *, system: str | None = None, raw: bool = False) -> list[int]:
+    def prompt_ids(
+        self, prompt: str | Sequence[Message], *, system: str | None = None, raw: bool = False
+    ) -> list[int]:
         """Return the ids of a prompt, up to where the answer begins.
 
         Args:
-            text: The user's text, put into the chat template where there is one.
+            prompt: The user's text, put into the chat template where there is one; or the turns of
+                a conversation so far.
             system: A system message before it.
             raw: Continue the text as it stands.
 
         Raises:
-            MissingError: E-CHAT-TEMPLATE for a system message where there is no template.
+            MissingError: E-CHAT-TEMPLATE for a conversation or a system message where there is no
+                template.
+            ConfigError: E-PROMPT for a conversation that is to be continued as it stands.
+            DataError: E-CHAT-TEMPLATE: the template does not take this conversation.
         """
+        said = [] if system is None else [Message("system", system)]
+        turns = [Message.task(prompt)] if isinstance(prompt, str) else list(prompt)
         if self.form is not None and not raw:
-            said = [] if system is None else [Message("system", system)]
-            return self.form.prompt([*said, Message.task(text)])
-        if system is not None:
-            what = "a system message needs a chat template, and this checkpoint has none"
-            raise MissingError("E-CHAT-TEMPLATE", what, where="system")
+            return self.form.prompt([*said, *turns])
+        if said or not isinstance(prompt, str):
+            subject = "a system message" if said else "a conversation"
+            if raw:
+                raise ConfigError("E-PROMPT", f"{subject} is no raw text", where="raw")
+            what = f"{subject} needs a chat template, and this checkpoint has none"
+            raise MissingError("E-CHAT-TEMPLATE", what, where=str(self.folder))
         begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
-        return [token for token in begin if token is not None] + self.tokenizer.encode(text)
+        return [token for token in begin if token is not None] + self.tokenizer.encode(prompt)
 
 
 def load_checkpoint(

@@ -1,6 +1,7 @@
 """Answer prompts with a checkpoint: what a run wrote, an adapter on its base, or any Llama folder.
 
     tune generate --checkpoint ./output --prompt "Name three rivers."
+    tune generate --model Llama-3.2-1B-Instruct --prompts questions.jsonl --json > answers.jsonl
 
 Only answers go to stdout. Copy it with `tune cp generate my_generate.py` and change any line.
 """
@@ -9,13 +10,21 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from torchtune.config import MISSING, TuneArgumentParser, checks
+from torchtune.config import TuneArgumentParser, checks
 from torchtune.distributed import join_world
-from torchtune.errors import MissingError, report_errors
-from torchtune.generation import LoadedCheckpoint, Sampling, generate, load_checkpoint
+from torchtune.errors import report_errors
+from torchtune.generation import (
+    LoadedCheckpoint,
+    Prompt,
+    Sampling,
+    compile_decoding,
+    generate_text,
+    load_checkpoint,
+    read_prompts,
+    stream_text,
+)
 
 
 @dataclass
@@ -25,39 +34,64 @@ class GenerateParams:
     # --- model
     # a run's output folder (its latest step is taken), a step folder, an adapter of PEFT's, or a
     # model in Hugging Face format
-    checkpoint: str = MISSING
+    checkpoint: str | None = None
+    model: str | None = (
+        None  # instead: the name of a model in ./models, where `tune download` puts it
+    )
     base: str | None = None  # the base's folder; null: where the adapter says that it is
     # --- prompt
     prompt: str | list[str] | None = None  # the text, or several texts
-    prompts: str | None = None  # a file with one prompt a line
+    # a file of prompts: .txt has one a line, .jsonl a `prompt` or `messages` a row
+    prompts: str | None = None
     system: str | None = None  # a system message before each prompt
     # continue the text as it stands; else it is put into the chat template, if there is one
     raw: bool = False
     # --- sampling
     max_new_tokens: int = 256  # the most tokens of an answer
-    temperature: float = 0.0  # 0: always the likeliest token; above: draw
+    # 0: always the likeliest token; above: draw. Here and below the checkpoint's
+    # generation_config.json is not asked: an answer is what these keys say
+    temperature: float = 0.0
     top_k: int | None = None  # draw among this many likeliest tokens
     top_p: float | None = None  # draw among the fewest likeliest with this much probability
+    min_p: float | None = None  # draw among those at least this share as likely as the likeliest
+    repetition_penalty: float = 1.0  # above 1: less of what the prompt and the answer have already
     seed: int = 0  # of the draws
+    stop: str | list[str] | None = None  # an answer ends before this text, or the first of several
     batch_size: int = 8  # prompts answered at once
     # --- output
     json: bool = False  # print one JSON object a line: prompt, answer
+    # show an answer while it is written; null: on a terminal, if there is one prompt
+    stream: bool | None = None
     # --- environment
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: fp32 if the checkpoint is, else bf16
+    compile: bool = False  # tokens by torch.compile: pays on a GPU, for many answers
 
     def __post_init__(self) -> None:
         with checks(self) as check:
-            check.at_least("max_new_tokens", 1)
-            check.at_least("batch_size", 1)
+            for key in ("max_new_tokens", "batch_size", "top_k"):
+                check.at_least(key, 1)
             check.at_least("temperature", 0)
-            check.at_least("top_k", 1)
             check.more_than("top_p", 0)
             check.between("top_p", 0, 1)
+            check.between("min_p", 0, 1)
+            check.more_than("repetition_penalty", 0)
+            given = (self.checkpoint is not None) + (self.model is not None)
+            check.that(given == 1, "checkpoint", "one of 'checkpoint' and 'model' is needed")
             given = (self.prompt is not None) + (self.prompts is not None)
             check.that(given == 1, "prompt", "one of 'prompt' and 'prompts' is needed")
             both = self.raw and self.system is not None
             check.that(not both, "system", "'raw' text has no system message")
+            check.that("" not in self.stops, "stop", "a stop text must not be empty")
+            both = self.json and self.stream is True
+            check.that(
+                not both, "stream", "a line of JSON has a whole answer; leave out one of both"
+            )
+
+    @property
+    def stops(self) -> list[str]:
+        """`stop` as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
 
 class GenerateRecipe:
@@ -69,46 +103,87 @@ class GenerateRecipe:
     def setup(self) -> None:
         """Find the files, and make model and tokenizer."""
         self.world = join_world(self.params.device)
-        self.texts = self._setup_prompts()
+        self.prompts = self._setup_prompts()
         self.loaded = self.load_checkpoint()
+        self.ids = self._setup_ids()
 
-    def _setup_prompts(self) -> list[str]:
+    def _setup_prompts(self) -> list[Prompt]:
         p = self.params
-        if p.prompts is None:
-            return [p.prompt] if isinstance(p.prompt, str) else list(p.prompt or [])
-        if not Path(p.prompts).is_file():
-            raise MissingError("E-FILE", f"there is no file {p.prompts!r}", where="prompts")
-        return Path(p.prompts).read_text(encoding="utf-8").splitlines()
+        if p.prompts is not None:
+            return read_prompts(p.prompts)
+        return [p.prompt] if isinstance(p.prompt, str) else list(p.prompt or [])
 
     def load_checkpoint(self) -> LoadedCheckpoint:
         """Build the model and fill it from the base and the adapter."""
         p = self.params
-        return load_checkpoint(p.checkpoint, base=p.base, dtype=p.dtype, device=self.world.device)
+        path, device = p.checkpoint or p.model or "", self.world.device
+        loaded = load_checkpoint(
+            path, base=p.base, dtype=p.dtype, device=device, pack=not p.compile
+        )
+        if p.compile:
+            compile_decoding(loaded.model)
+        return loaded
+
+    def _setup_ids(self) -> list[list[int]]:
+        p = self.params
+        return [self.loaded.prompt_ids(text, system=p.system, raw=p.raw) for text in self.prompts]
 
     def generate(self) -> None:
         """Answer all prompts, in order."""
-        p, tokens, start = self.params, 0, time.perf_counter()
-        for first in range(0, len(self.texts), p.batch_size):
-            texts = self.texts[first : first + p.batch_size]
-            answers = generate(
-                self.loaded.model,
-                [self.loaded.prompt_ids(t, system=p.system, raw=p.raw) for t in texts],
+        on_terminal = sys.stdout.isatty() and len(self.prompts) == 1 and not self.params.json
+        wanted = self.params.stream
+        self._stream() if (on_terminal if wanted is None else wanted) else self._batches()
+
+    def _stream(self) -> None:
+        p = self.params
+        for number, ids in enumerate(self.ids):
+            for piece in stream_text(
+                self.loaded,
+                ids,
                 max_new_tokens=p.max_new_tokens,
-                sampling=Sampling(
-                    temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, seed=p.seed + first
-                ),
-                stop_tokens=self.loaded.stop_ids if not p.raw else self.loaded.tokenizer.stop_ids,
+                sampling=self._sampling(number),
+                stop=p.stops,
+            ):
+                self._say(piece, end="")
+            self._say("")
+
+    def _batches(self) -> None:
+        p, tokens, start = self.params, 0, time.perf_counter()
+        for first in range(0, len(self.prompts), p.batch_size):
+            answers = generate_text(
+                self.loaded.model,
+                self.loaded.tokenizer,
+                self.ids[first : first + p.batch_size],
+                max_new_tokens=p.max_new_tokens,
+                sampling=self._sampling(first),
+                stop_tokens=self.loaded.stop_ids,
+                stop=p.stops,
             )
-            tokens += sum(map(len, answers))
-            for text, answer in zip(texts, answers, strict=True):
-                self._print(text, self.loaded.tokenizer.decode(answer))
+            tokens += sum(len(answer.tokens) for answer in answers)
+            for prompt, answer in zip(self.prompts[first:], answers, strict=False):
+                self._say_answer(prompt, answer.text)
         rate = tokens / (time.perf_counter() - start)
         print(f"{tokens:,} tokens, {rate:.1f} a second", file=sys.stderr)
 
-    def _print(self, prompt: str, answer: str) -> None:
+    def _sampling(self, first: int) -> Sampling:
+        p = self.params
+        return Sampling(
+            temperature=p.temperature,
+            top_k=p.top_k,
+            top_p=p.top_p,
+            min_p=p.min_p,
+            repetition_penalty=p.repetition_penalty,
+            seed=p.seed + first,
+        )
+
+    def _say_answer(self, prompt: Prompt, answer: str) -> None:
+        asked = prompt if isinstance(prompt, str) else [turn.as_dict() for turn in prompt]
+        line = {"prompt": asked, "answer": answer}
+        self._say(json.dumps(line) if self.params.json else answer)
+
+    def _say(self, text: str, end: str = "\n") -> None:
         if self.world.is_main:
-            line = {"prompt": prompt, "answer": answer}
-            print(json.dumps(line) if self.params.json else answer, flush=True)
+            print(text, end=end, flush=True)
 
     def cleanup(self) -> None:
         """Leave the world."""
