@@ -2,7 +2,7 @@
 
 python ci/chat_picture.py --checkpoint DIR [--compare BASE] --out chat.png [words for `tune chat`]
 
-Starts `tune chat --ui`, types the question in Chromium, waits for the answer, takes the picture,
+Starts `tune chat --ui`, types the prompt in Chromium, waits for the answer, takes the picture,
 prints the answers, and ends the page with Ctrl-C. Needs playwright's Python package and a Chromium.
 """
 
@@ -27,7 +27,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--compare")
-    parser.add_argument("--question", default="Once upon a time")
+    parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--out", type=Path, default=Path("chat.png"))
     parser.add_argument("--width", type=int, default=1400, help="of the window, in pixels")
     parser.add_argument("--height", type=int, default=900, help="of the window, in pixels")
@@ -63,9 +63,9 @@ def served(command: list[str], seconds: float) -> Iterator[str]:
         raise SystemExit(f"{' '.join(command)} exited {server.returncode}:\n{said}")
 
 
-def ask(page: Page, question: str) -> list[str]:
-    """Return the answers to `question`, one a model."""
-    page.get_by_placeholder("Ask something").fill(question)
+def ask(page: Page, prompt: str) -> list[str]:
+    """Return the answers to `prompt`, one a model."""
+    page.get_by_placeholder("Ask something").fill(prompt)
     page.keyboard.press("Enter")
     page.locator(".stop-button").wait_for()
     page.locator(".submit-button").wait_for()
@@ -87,7 +87,7 @@ def main() -> int:
         page = browser.new_page(viewport={"width": options.width, "height": options.height})
         page.set_default_timeout(1000 * options.timeout)
         page.goto(address)
-        answers = ask(page, options.question)
+        answers = ask(page, options.prompt)
         page.screenshot(path=options.out)
         browser.close()
     print("\n---\n".join(answers))
