@@ -66,6 +66,8 @@ class Entry(NamedTuple):
 def entries(kind: str | None = None) -> list[Entry]:
     """Return all recipes and configs, or those of one `kind`, each recipe before its configs."""
     found = [entry for folder, package in _folders() for entry in _of_folder(folder, package)]
+    order = list(dict.fromkeys(entry.recipe for entry in found))
+    found.sort(key=lambda entry: order.index(entry.recipe))  # configs of several packages together
     return [entry for entry in found if kind in (None, entry.kind)]
 
 
@@ -151,11 +153,12 @@ def _folders() -> Iterator[tuple[Path, str]]:
 
 
 def _of_folder(folder: Path, package: str) -> Iterator[Entry]:
-    for path in sorted((folder / "recipes").glob("*.py")):
-        recipe = path.stem
-        if recipe.startswith("_"):
-            continue
-        yield Entry("recipe", recipe, recipe, path, first_line(path), package)
+    files = sorted((folder / "recipes").glob("[!_]*.py"))
+    recipes = {path.stem: path for path in files}
+    others = sorted({path.name for path in (folder / "configs").glob("*/")} - {*recipes})
+    for recipe in [*recipes, *others]:  # a plug-in may have configs for a recipe of ours
+        if path := recipes.get(recipe):
+            yield Entry("recipe", recipe, recipe, path, first_line(path), package)
         configs = folder / "configs" / recipe
         for config in sorted(configs.rglob("*.yaml"), key=_natural):
             name = config.relative_to(configs).with_suffix("").as_posix()

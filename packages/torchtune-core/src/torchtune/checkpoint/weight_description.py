@@ -123,9 +123,9 @@ def _weights(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _is_supported(config: dict[str, Any]) -> bool:
-    from torchtune.models.pretrained import FAMILIES
+    from torchtune.models import families
 
-    return config.get("model_type") in FAMILIES
+    return config.get("model_type") in families()
 
 
 def _mismatch(folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ from torchtune.config.files import lacks_files
 from torchtune.config.names import nearest
 from torchtune.config.parser import TuneArgumentParser
 from torchtune.config.recipe_file import read_params
-from torchtune.config.registry import locate, trust
+from torchtune.config.registry import allowed_names, locate, trust
 from torchtune.config.resolved import resolved_yaml
 from torchtune.config.schema import MISSING, Component
 from torchtune.config.suggest import suggest
@@ -42,6 +42,7 @@ __all__ = [
     "Checks",
     "Component",
     "TuneArgumentParser",
+    "allowed_names",
     "build",
     "checks",
     "choose_recipe",

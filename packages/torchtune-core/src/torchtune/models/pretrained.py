@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 
+from torchtune.config import allowed_names, locate
 from torchtune.errors import ConfigError, MissingError
 from torchtune.models import llama
 from torchtune.modules import Decoder
 
-__all__ = ["auto", "from_pretrained"]
+__all__ = ["auto", "families", "from_pretrained"]
 
 FAMILIES = {"llama": llama.from_hf_config}
 """`model_type` of a config.json to the function that builds its model."""
+
+SLOT = "family"
 
 
 def auto(checkpoint: str | Path) -> Decoder:
@@ -29,12 +32,22 @@ def auto(checkpoint: str | Path) -> Decoder:
     path = Path(checkpoint) / "config.json"
     config = _read(path)
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in families():
         raise ConfigError(
             "E-MODEL-UNKNOWN", f"architecture {kind!r} is not supported", where=str(path),
-            do=f"supported model_type: {', '.join(FAMILIES)}",
+            do=f"supported model_type: {', '.join(families())}",
         )  # fmt: skip
-    return FAMILIES[kind](config, where=str(path))
+    build = FAMILIES[kind] if kind in FAMILIES else locate(SLOT, kind)
+    return build(config, where=str(path))
+
+
+def families() -> list[str]:
+    """Return each `model_type` that `auto` builds: those here, and those of installed plug-ins.
+
+    A plug-in's is an entry point ``family.<model_type>`` of the group ``torchtune.components``: a
+    function ``(config, *, where) -> Decoder`` of the config.json's content and its name in errors.
+    """
+    return [*FAMILIES, *(name for name in allowed_names(SLOT) if name not in FAMILIES)]
 
 
 def from_pretrained(
