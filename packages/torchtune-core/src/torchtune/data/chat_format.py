@@ -123,6 +123,20 @@ class ChatFormat:
         text, _ = self._text(turns, tools, prompt=True)
         return self.tokenizer.tokenize(text, guard=guard)[0]
 
+    def text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """Return a conversation as the template writes it, for programs that tokenize themselves.
+
+        `encode` and `prompt` are safer: here a look-alike of a special token in a message is one.
+
+        Args:
+            messages: The turns.
+            prompt: Go on to where the assistant's answer begins.
+
+        Raises:
+            DataError: The template does not want these messages.
+        """
+        return self._text([message.as_dict() for message in messages], None, prompt=prompt)[0]
+
     def _check(self) -> None:
         """Try the template where it can do no harm, unless it is one of ours."""
         missing = missing_tokens(self.template, set(self.tokenizer.special_tokens))

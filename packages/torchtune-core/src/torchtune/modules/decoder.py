@@ -148,6 +148,7 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
         loss: TokenLoss | None = None,
+        attend: Attend | None = None,
     ) -> Tensor:
         """Return logits, or the loss of a flat micro-batch.
 
@@ -158,12 +159,15 @@ class Decoder(nn.Module):
             cache: For ids: what was seen before; `mask` is then that of the new tokens.
             loss: For a flat micro-batch: called inside the forward with the hidden states, the
                 output matrix and the labels, so that no logits are made and FSDP manages the matrix.
+            attend: For a flat micro-batch: which tokens see which, where that is not each document
+                for itself, as when continuations share the tokens of one beginning.
 
         Returns:
             Logits `[batch, seq, vocab]` or `[T, vocab]`; with `loss`, what it returns.
         """
         if not isinstance(x, Tensor):
-            hidden = self._hidden(x.tokens, x.positions, flat_attention(x.lengths, x.tokens.device))
+            attend = attend or flat_attention(x.lengths, x.tokens.device)
+            hidden = self._hidden(x.tokens, x.positions, attend)
             matrix = self.output_matrix()
             return F.linear(hidden, matrix) if loss is None else loss(hidden, matrix, x.labels)
         if cache is not None:
