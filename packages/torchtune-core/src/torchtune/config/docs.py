@@ -8,7 +8,7 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KeyDoc", "arguments_doc", "docs_of"]
+__all__ = ["KeyDoc", "arguments_doc", "docs_of", "examples_of"]
 
 HEADING = re.compile(r"^(?:-{2,}|={2,}|#+)\s*(.*?)\s*[-=#]*$")
 
@@ -39,11 +39,21 @@ def docs_of(params: type) -> dict[str, KeyDoc]:
     return docs
 
 
-def _class_docs(params: type) -> dict[str, KeyDoc]:
+def examples_of(params: type) -> list[str]:
+    """Return the commands that the docstring of a class's file shows, each indented there."""
+    docstring = ast.get_docstring(ast.parse(_source(params))) or ""
+    return re.findall(r"^ {4}((?:tune|python|torchrun) .+)$", docstring, re.MULTILINE)
+
+
+def _source(params: type) -> str:
     try:
-        text = Path(inspect.getsourcefile(params) or "").read_text(encoding="utf-8")
+        return Path(inspect.getsourcefile(params) or "").read_text(encoding="utf-8")
     except (OSError, TypeError):
-        return {}
+        return ""
+
+
+def _class_docs(params: type) -> dict[str, KeyDoc]:
+    text = _source(params)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef) and node.name == params.__name__:
             return _field_docs(node, _comments(text))

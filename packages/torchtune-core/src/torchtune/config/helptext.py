@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchtune.config.convert import describe
-from torchtune.config.docs import KeyDoc, docs_of
+from torchtune.config.docs import KeyDoc, docs_of, examples_of
 from torchtune.config.registry import allowed_names
 from torchtune.config.schema import Key, keys_of, strip
 from torchtune.config.signature import COMPONENT
@@ -39,6 +39,8 @@ def help_text(params: type, program: str = "") -> str:
             section = doc.section
             lines += ["", f"{section or 'keys'}:"]
         lines.append(_line(_word(key), _text(key, doc)))
+    examples = [f"  {example}" for example in examples_of(params)]
+    lines += ["", "examples:", *examples] if examples else []
     return "\n".join(lines) + "\n"
 
 
