@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from torchtune.checkpoint import weights_digest
 from torchtune.testing import tiny_checkpoint
 from torchtune_integrations.hub import prepare
 
@@ -123,7 +124,16 @@ def test_a_model_of_no_run_asks_its_author_how_it_was_made(tmp_path):
 def test_a_run_that_began_from_another_names_the_base_of_both(runs, own_copy):
     second = own_copy(runs.full)
     record = json.loads((second / "environment.json").read_text())
-    record["base"]["path"] = str(runs.full)
+    record["base"] = {"path": str(runs.full), "sha256": weights_digest(runs.full / "latest")}
     (second / "environment.json").write_text(json.dumps(record))
     head = card_of(second).data
     assert (head.base_model, head.license) == ("acme/llama-tiny", "apache-2.0")
+
+
+def test_another_model_that_lies_where_the_base_was_says_nothing_of_it(runs, own_copy):
+    run = own_copy(runs.full)
+    record = json.loads((run / "environment.json").read_text())
+    record["base"]["sha256"] = "0" * 64
+    (run / "environment.json").write_text(json.dumps(record))
+    head = card_of(run).data
+    assert (head.base_model, head.license) == (None, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchtune.errors import ConfigError
+from torchtune.errors import ConfigError, MissingError
 
 from torchtune_integrations.hub.licence import Licence, read_licence
 from torchtune_integrations.hub.trained_model import TrainedModel, read_records
@@ -89,15 +89,27 @@ def _lineage(model: TrainedModel) -> Iterator[Path]:
     from torchtune.checkpoint import latest_step
 
     seen: set[Path] = set()
-    said = _said(model) or str(model.folder)
+    made, said = model, _said(model) or str(model.folder)
     while said:
         folder = DOWNLOADS / said.rpartition("/")[2] if is_repo(said) else Path(said).expanduser()
         folder = (latest_step(folder) or folder).resolve()
-        if folder in seen or not folder.is_dir():
+        if folder in seen or not _began_from(made, folder):
             return
         seen.add(folder)
         yield folder
-        said = _said(read_records(folder)) or ""
+        made = read_records(folder)
+        said = _said(made) or ""
+
+
+def _began_from(made: TrainedModel, folder: Path) -> bool:
+    """Whether a folder holds what a run began from: by now another model may lie there."""
+    from torchtune.checkpoint import weights_digest
+
+    recorded = (made.environment.get("base") or {}).get("sha256")
+    try:
+        return folder.is_dir() and recorded in (None, weights_digest(folder))
+    except MissingError:  # the weights were deleted
+        return False
 
 
 def _source(model: TrainedModel, folders: tuple[Path, ...]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Publication:
         """Return what the author may want to see to first, a sentence each."""
         found = []
         if count := self.card.count(TO_WRITE):
-            found.append(f"{count} passages of the card are yours to write: {TO_WRITE.strip('*')}")
+            found.append(f"{count} passages of the card are yours to write: {TO_WRITE.strip('*:')}")
         if self.licence is None:
             found.append("the card gives no licence; --license sets it, or `license:` in the card")
         elif self.base.licence is None and self.base.repo:

@@ -54,7 +54,8 @@ def output_dir_of(config: str | Path) -> Path:
 
     path = Path(config).expanduser()
     if not path.is_file():
-        raise MissingError("E-NO-CONFIG", f"there is no {config}", where="--config")
+        do = "give the run's YAML file, or its folder: --checkpoint DIR"
+        raise MissingError("E-NO-CONFIG", f"there is no {config}", where="--config", do=do)
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

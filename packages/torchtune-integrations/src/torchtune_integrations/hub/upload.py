@@ -93,12 +93,8 @@ def _operations(publication: "Publication", there: list[str]) -> list[Any]:
 
 def _api(token: str | None) -> Any:
     """Return the hub's client; HF_TOKEN or the hub's login goes before `token`."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        what = "publishing needs a package that is not installed"
-        do = "pip install 'torchtune-integrations[hub]'"
-        raise MissingError("E-PACKAGE", what, where="push_to_hub", do=do) from error
+    import huggingface_hub
+
     return huggingface_hub.HfApi(token=huggingface_hub.get_token() or token)
 
 
