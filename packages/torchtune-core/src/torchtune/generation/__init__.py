@@ -2,6 +2,7 @@
 
 from torchtune.generation.cache import KVCache
 from torchtune.generation.compiled import compile_decoding
+from torchtune.generation.conversation import Conversation
 from torchtune.generation.generate import generate, stream
 from torchtune.generation.loading import LoadedCheckpoint, load_checkpoint
 from torchtune.generation.packing import pack_linears
@@ -12,6 +13,7 @@ from torchtune.generation.text import Answer, TextStream, generate_text, stream_
 
 __all__ = [
     "Answer",
+    "Conversation",
     "KVCache",
     "LoadedCheckpoint",
     "Prompt",
