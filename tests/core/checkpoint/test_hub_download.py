@@ -1,5 +1,6 @@
 """Downloads by the real huggingface_hub from a fake hub: what comes, what goes wrong, and on."""
 
+import errno
 import json
 import os
 import time
@@ -57,6 +58,16 @@ def test_what_is_needed_comes_as_it_is_on_the_hub(model, tmp_path, capfd):
     assert names(folder) == set(NEEDED)
     assert all((folder / name).read_bytes() == (model / name).read_bytes() for name in NEEDED)
     assert f"{REPO}: 12 files, 0.0 MB to download, into {folder}" in capfd.readouterr().err
+
+
+def test_one_bar_shows_the_bytes(model, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # also where there is no terminal
+    download(REPO, tmp_path / "m")
+    bar = capfd.readouterr().err.replace("\r", "\n").strip().splitlines()[1:]
+    total = sum(len(content) for content in NEEDED.values()) / 1000
+    assert bar[-1].startswith("100%")
+    assert f"{total:.1f}k/{total:.1f}k" in bar[-1]
+    assert all("B/s" in line for line in bar if line)
 
 
 def test_the_folder_tells_where_it_came_from(fake_hub, model, tmp_path):
@@ -150,6 +161,7 @@ def test_who_may_not_read_a_model_learns_how_to(
     assert said in error.what
     assert do in error.do
     assert token is None or token not in str(error)
+    assert token or fake_hub.seen("resolve") == []  # nothing is tried that must fail
     assert names(download(REPO, tmp_path / "m", token=TOKEN)) == set(NEEDED)
 
 
@@ -219,6 +231,35 @@ def test_after_a_failure_only_what_is_missing_comes(fake_hub, model, tmp_path, n
     assert names(download(REPO, tmp_path / "m")) == set(NEEDED)
     got = [seen.path for seen in fake_hub.requests[before:] if seen.method == "GET"]
     assert {path.rpartition("/")[2] for path in got if "resolve" in path} == set(NEEDED) - came
+
+
+@pytest.mark.parametrize(("kind", "code"), [("500", "E-HUB-DOWN"), ("429", "E-HUB-BUSY")])
+def test_trouble_at_one_file_has_its_own_name(fake_hub, model, tmp_path, no_waiting, kind, code):
+    fake_hub.fail(kind, "HEAD .*model-00002-of", times=100, seconds=5)
+    assert error_of(REPO, tmp_path / "m").code == code
+
+
+def test_a_disk_that_cannot_be_written_is_not_called_a_network(fake_hub, model, tmp_path):
+    (tmp_path / "file").touch()
+    error = error_of(REPO, tmp_path / "file" / "m")
+    assert (error.code, error.where) == ("E-DISK", str(tmp_path / "file" / "m"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "model.safetensors"), "E-DISK-SPACE"),
+        (RuntimeError("Data processing error: CAS service error"), "E-HUB-NETWORK"),  # of hf_xet
+    ],
+)
+def test_what_the_library_lets_through_is_explained(
+    fake_hub, model, tmp_path, monkeypatch, raised, code
+):
+    def fail(*_, **__):
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    assert error_of(REPO, tmp_path / "m").code == code
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json"])

@@ -11,7 +11,7 @@ import pytest
 from fake_hub.server import TOKEN
 from torchtune.checkpoint import download
 from torchtune.testing import tiny_checkpoint
-from torchtune_recipes.downloads import next_command
+from torchtune_recipes.downloads import what_next
 
 SHIPPED = "Llama-3.2-1B-Instruct"
 
@@ -42,41 +42,47 @@ def test_a_model_is_put_where_the_configs_read_it(tune, fake_hub, model, tmp_pat
 
 def test_a_model_in_another_place_is_named_to_its_config(model, here):
     model.rename(here / SHIPPED)
-    command = f"tune run sft --config llama3_2/1b_lora --checkpoint ./{SHIPPED}"
-    assert next_command(here / ".." / here.name / SHIPPED).startswith("tune run sft --config")
-    assert next_command((here / SHIPPED).relative_to(here)) == command
+    command = f"next: tune run sft --config llama3_2/1b_lora --checkpoint ./{SHIPPED}"
+    assert what_next(here / ".." / here.name / SHIPPED).startswith("next: tune run")
+    assert what_next((here / SHIPPED).relative_to(here)) == command
 
 
 def test_another_model_is_trained_without_a_config(model, here):
     model.rename(here / "my model")
-    command = "tune run sft --checkpoint './my model' --dataset ./my.jsonl peft=lora"
-    assert next_command((here / "my model").relative_to(here)) == command
+    command = "next: tune run sft --checkpoint './my model' --dataset ./my.jsonl peft=lora"
+    assert what_next((here / "my model").relative_to(here)) == command
 
 
 def test_a_model_that_nothing_here_trains_is_told(here):
     (here / "config.json").write_text('{"model_type": "mamba"}')
-    said = next_command(here)
+    said = what_next(here)
     assert said.startswith("nothing here trains this model: architecture 'mamba' is not supported")
 
 
 @pytest.mark.parametrize(
     ("base", "command"),
     [
-        ("them/Base-1B", "tune download them/Base-1B  # the model that this adapter is for"),
-        ("/their/place", "find the model that this adapter is for (/their/place), and name it"),
-        (f"them/{SHIPPED}", 'tune generate --checkpoint ./adapter --prompt "Name three rivers."'),
+        ("them/Base-1B", "next: tune download them/Base-1B  # the model that this adapter is for"),
+        (
+            "/their/place",
+            "this adapter is for the model /their/place: name its folder with --base DIR",
+        ),
+        (
+            f"them/{SHIPPED}",
+            'next: tune generate --checkpoint ./adapter --prompt "Name three rivers."',
+        ),
     ],
 )
 def test_an_adapter_needs_its_base(model, here, base, command):
     (here / "adapter").mkdir()
     config = json.dumps({"base_model_name_or_path": base})
     (here / "adapter" / "adapter_config.json").write_text(config)
-    assert next_command((here / "adapter").relative_to(here)).startswith(command)
+    assert what_next((here / "adapter").relative_to(here)).startswith(command)
 
 
 def test_single_files_are_for_looking_at(here):
     (here / "a.gguf").write_text("x")
-    assert next_command(here) == f"tune inspect {here}"
+    assert what_next(here) == f"next: tune inspect {here}"
 
 
 def test_options_reach_the_hub_and_no_token_is_kept(tune, fake_hub, model, tmp_path):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torchtune_recipes import catalog
 
-__all__ = ["next_command"]
+__all__ = ["what_next"]
 
 
-def next_command(folder: Path) -> str:
-    """Return the command that a user of the downloaded `folder` types next, or why there is none.
+def what_next(folder: Path) -> str:
+    """Return the line with the command that a user types next, or what there is to know first.
 
     For a model that a shipped config reads, that config, an adapter's rather than full training;
     for another the shortest run; for an adapter the download of its base, or a question to it.
@@ -18,9 +18,8 @@ def next_command(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return _for_adapter(folder)
     if not (folder / "config.json").is_file():
-        return f"tune inspect {_quoted(folder)}"
-    fault = _why_not(folder)
-    return fault or _with_config(folder) or _shortest(folder)
+        return f"next: tune inspect {_quoted(folder)}"
+    return _why_not(folder) or f"next: {_with_config(folder) or _shortest(folder)}"
 
 
 def _for_adapter(folder: Path) -> str:
@@ -32,9 +31,9 @@ def _for_adapter(folder: Path) -> str:
     except MissingError:
         base = str(read_adapter_config(folder).get("base_model_name_or_path"))
         if base.count("/") == 1 and not base.startswith((".", "/", "~")):
-            return f"tune download {base}  # the model that this adapter is for"
-        return f"find the model that this adapter is for ({base}), and name it with --base DIR"
-    return f'tune generate --checkpoint {_quoted(folder)} --prompt "Name three rivers."'
+            return f"next: tune download {base}  # the model that this adapter is for"
+        return f"this adapter is for the model {base}: name its folder with --base DIR"
+    return f'next: tune generate --checkpoint {_quoted(folder)} --prompt "Name three rivers."'
 
 
 def _why_not(folder: Path) -> str:

@@ -67,14 +67,13 @@ def download(
                 _check_space(repo, folder, missing)
                 _note(folder, repo, sha, of_commit=files)
                 _fetch(repo, folder, sha, missing, token)
+            else:
+                _say(f"all of {repo} that was asked for is in {folder} already")
+            _note(folder, repo, sha, of_commit=files, whole=chosen, request=request)
     except MissingError as error:
         if error.code not in OUT_OF_REACH or not _is_there(folder, request):
             raise
         _say(f"{error.what}\nall of {repo} that was asked for is in {folder} already")
-        return folder
-    if not missing:
-        _say(f"all of {repo} that was asked for is in {folder} already")
-    _note(folder, repo, sha, of_commit=files, whole=chosen, request=request)
     return folder
 
 
@@ -172,14 +171,15 @@ def _fetch(
 
     needed = _to_download(folder, missing)
     _say(f"{repo}: {len(missing)} files, {_amount(needed)} to download, into {folder}")
-    snapshot_download(
-        repo,
-        revision=sha,
-        local_dir=folder,
-        allow_patterns=[glob.escape(file.name) for file in missing],
-        token=token,
-        tqdm_class=progress_bar(needed),
-    )
+    with progress_bar(needed) as bar:
+        snapshot_download(
+            repo,
+            revision=sha,
+            local_dir=folder,
+            allow_patterns=[glob.escape(file.name) for file in missing],
+            token=token,
+            tqdm_class=bar,
+        )
     _drop_cut_files(folder)
     _check_content(folder, missing)
 

@@ -31,8 +31,9 @@ def hub_errors(repo: str, revision: str | None, token: str | None) -> Iterator[N
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # HTTPError of whichever HTTP library it is built on, and OSError
-    transport: Any = HfHubHTTPError.__bases__
+    # With its bases come the errors of whichever HTTP library it is built on; hf_xet, which moves
+    # the large files, raises RuntimeError for a broken network.
+    transport: Any = (*HfHubHTTPError.__bases__, OSError, RuntimeError)
     try:
         yield
     except HFValidationError:

@@ -1,17 +1,23 @@
 """One progress bar for a download: the bytes on disk, out of those that are needed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["progress_bar"]
 
 
-def progress_bar(needed: int) -> type[Any]:
-    """Return the bar that huggingface_hub is to use, for `needed` bytes in all.
+@contextmanager
+def progress_bar(needed: int) -> Iterator[type[Any]]:
+    """Give the bar that huggingface_hub is to use in the block, for `needed` bytes in all.
 
     The library would show three: files, bytes received, and bytes on disk, with a total that grows
-    as it comes upon files. Of these the last stays, with the total that is known beforehand.
+    as it comes upon files; and it closes none, so that the last state appears when the process
+    ends. Of these the third stays, with the total that is known beforehand.
     """
     from huggingface_hub.utils.tqdm import tqdm
+
+    shown: list[Any] = []
 
     class Bar(tqdm):
         total = property(lambda _: needed, lambda *_: None)
@@ -21,11 +27,16 @@ def progress_bar(needed: int) -> type[Any]:
             options.pop("bar_format", None)
             if options.get("unit") != "B" or kind.startswith("Downloading"):
                 options["disable"] = True
-            super().__init__(*args, unit_divisor=1000, **options)
+            super().__init__(*args, **options)
+            shown.append(self)
 
         def set_description(self, *_: Any, **__: Any) -> None:
             """Keep silent: the library's words tell of its own workings."""
 
         set_description_str = set_postfix_str = set_description
 
-    return Bar
+    try:
+        yield Bar
+    finally:
+        for bar in shown:
+            bar.close()

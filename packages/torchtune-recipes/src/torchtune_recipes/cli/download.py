@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
     """Download, print the folder, and say what to type next."""
     from torchtune.checkpoint import download
 
-    from torchtune_recipes.downloads import next_command
+    from torchtune_recipes.downloads import what_next
 
     folder = args.output_dir or Path("models", args.repo.rpartition("/")[2])
     patterns = {"include": args.include_patterns, "exclude": args.ignore_patterns}
     signal.signal(signal.SIGINT, _leave)
     download(args.repo, folder, revision=args.revision, token=args.token, **patterns)
     print(folder)
-    print(f"next: {next_command(folder)}", file=sys.stderr)
+    print(what_next(folder), file=sys.stderr)
     return 0
 
 
