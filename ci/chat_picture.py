@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -65,9 +65,10 @@ def served(command: list[str], seconds: float) -> Iterator[str]:
 
 def ask(page: Page, prompt: str) -> list[str]:
     """Return the answers to `prompt`, one a model."""
-    page.get_by_placeholder("Ask something").fill(prompt)
-    page.keyboard.press("Enter")
-    page.locator(".stop-button").wait_for()
+    box = page.get_by_placeholder("Ask something")
+    box.fill(prompt)
+    box.press("Enter")
+    expect(box).to_be_empty()
     page.locator(".submit-button").wait_for()
     page.wait_for_timeout(500)  # the last of it is drawn
     return [answer.inner_text() for answer in page.locator("[data-testid=bot]").all()]
@@ -86,6 +87,7 @@ def main() -> int:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": options.width, "height": options.height})
         page.set_default_timeout(1000 * options.timeout)
+        expect.set_options(timeout=1000 * options.timeout)
         page.goto(address)
         answers = ask(page, options.prompt)
         page.screenshot(path=options.out)

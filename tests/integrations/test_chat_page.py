@@ -23,6 +23,13 @@ from torchtune.testing import tiny_checkpoint
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUESTION = "Once upon a time there was a little dog named Tim."
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
+LAST = "chat => [...chat.querySelectorAll('[data-testid=bot]')].at(-1)?.innerText ?? ''"
+WATCH = f"""() => {{
+    const note = (chat, side) => window.seen[side].push(({LAST})(chat));
+    window.seen = [[], []];
+    new MutationObserver(() => document.querySelectorAll(".chat").forEach(note))
+        .observe(document.body, {{childList: true, subtree: true, characterData: true}});
+}}"""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HTTP_PROXY": "http://127.0.0.1:9"}  # no one is there
 SERVER = """
 import sys
@@ -35,7 +42,7 @@ from torchtune.generation import load_checkpoint
 from torchtune_integrations.chat_ui import serve
 tuned, base = map(load_checkpoint, sys.argv[1:])
 with report_errors():
-    serve(tuned, compare=base, port=0)
+    serve(tuned, compare=base, port=0, max_new_tokens=1000)
 """
 
 
@@ -81,7 +88,7 @@ def models(shared, tmp_path_factory) -> Models:
     kinds = {"tuned": dict(change=0.1), "base": {}}
     plain = {name: story_model(shared, root / name, **kind) for name, kind in kinds.items()}
     slow = {
-        f"slow_{name}": story_model(shared, root / f"slow-{name}", layers=40, **kind)
+        f"slow_{name}": story_model(shared, root / f"slow-{name}", layers=100, **kind)
         for name, kind in kinds.items()
     }
     for folder in (plain["tuned"], slow["slow_tuned"]):
@@ -144,12 +151,16 @@ class Chat:
     """The page in a tab, as its user sees it."""
 
     def __init__(self, page) -> None:
-        self.page = page
+        self.page, self.box = page, page.get_by_placeholder("Ask something")
+
+    def send(self, text: str) -> None:
+        self.box.fill(text)
+        self.box.press("Enter")
 
     def ask(self, text: str) -> None:
-        self.page.get_by_placeholder("Ask something").fill(text)
-        self.page.keyboard.press("Enter")
-        self.page.locator(".stop-button").wait_for()
+        """Send, and wait until it is taken: then the stop button has the other's place."""
+        self.send(text)
+        self.page.wait_for_function("document.querySelector('[data-testid=textbox]').value == ''")
 
     def wait(self) -> list[str]:
         """Return the last answers of base and tuned when they are whole."""
@@ -157,16 +168,22 @@ class Chat:
         return self.answers()
 
     def answers(self) -> list[str]:
-        sides = self.page.locator(".chat").all()
-        texts = [side.locator("[data-testid=bot]").last.inner_text() for side in sides]
-        return [" ".join(text.split()) for text in texts]
+        texts = self.page.locator(".chat").evaluate_all(f"chats => chats.map({LAST})")
+        return [words(text) for text in texts]
+
+    def pictures(self) -> list[list[str]]:
+        """Return the different texts that each answer has been, since the page was told to WATCH."""
+        sides = self.page.evaluate("window.seen")
+        return [list(dict.fromkeys(words(t) for t in texts if len(t) > 1)) for texts in sides]
 
     def set(self, label: str, value: float) -> None:
         self.page.get_by_label(label).first.fill(str(value))
         self.page.keyboard.press("Tab")
 
     def answers_beyond(self, length: int) -> list[str]:
+        end = time.monotonic() + 30
         while min(map(len, found := self.answers())) <= length:
+            assert time.monotonic() < end, found
             time.sleep(0.02)
         return found
 
@@ -217,8 +234,9 @@ def test_both_models_answer_as_transformers_does_each_with_its_own_history(chat,
 
 
 def test_answers_grow_until_stopped_and_then_nothing_is_computed(chat, server, models):
+    chat.page.evaluate(WATCH)
     chat.ask(QUESTION)
-    seen = [chat.answers_beyond(length) for length in (5, 25, 45)]
+    chat.answers_beyond(30)
     chat.page.locator(".stop-button").click()
     chat.wait()
     time.sleep(0.5)  # what is on its way to the browser arrives
@@ -227,10 +245,9 @@ def test_answers_grow_until_stopped_and_then_nothing_is_computed(chat, server, m
     assert server.cpu_seconds() - spent < 0.3
     assert chat.answers() == stopped
     for side, folder in enumerate((models.base, models.tuned)):
-        whole = words(expected(folder, QUESTION, tokens=400))
-        parts = [texts[side] for texts in seen] + [stopped[side], whole]
-        assert len({len(part) for part in parts[:3]}) == 3
-        assert all(after.startswith(before) for before, after in pairwise(parts))
+        whole, grown = words(expected(folder, QUESTION, tokens=400)), chat.pictures()[side]
+        assert len(grown) >= 3
+        assert all(after.startswith(before) for before, after in pairwise([*grown, whole]))
         assert len(stopped[side]) < len(whole)
 
 
@@ -259,11 +276,13 @@ def test_temperature_0_repeats_itself_and_1_5_does_not(chat):
 
 
 def test_what_cannot_be_answered_is_told_and_given_back(chat):
-    chat.page.get_by_placeholder("Ask something").fill("word " * 600)
-    chat.page.keyboard.press("Enter")
+    chat.send("word " * 600)
     chat.page.get_by_text("positions are full").wait_for()
+    chat.set("New tokens at most", 0)
+    chat.send("Hello?")
+    chat.page.get_by_text("max_new_tokens is 0, but must be at least 1").wait_for()
     chat.page.locator(".submit-button").wait_for()
-    assert chat.page.get_by_placeholder("Ask something").input_value() == "word " * 600
+    assert chat.box.input_value() == "Hello?"
     assert chat.page.locator("[data-testid=bot]").count() == 0
 
 

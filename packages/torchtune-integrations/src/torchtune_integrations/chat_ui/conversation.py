@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from torchtune.data import ChatFormat, Message
-from torchtune.errors import MissingError
-from torchtune.generation import LoadedCheckpoint, Sampling, stream_text
+from torchtune.generation import Conversation, LoadedCheckpoint, Sampling
 
-__all__ = ["Turn", "Turns", "ask", "chat_form", "paced", "with_form_of"]
+__all__ = ["Turn", "Turns", "ask", "paced", "with_form_of"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,14 @@ class Turn:
         question: The user's text.
         answers: One a model.
         ended: Whether the models came to an end; False while they speak, or if they were stopped.
+        forgotten: How many of the oldest messages there was no room for, in the model that has
+            least.
     """
 
     question: str
     answers: tuple[str, ...]
     ended: bool = False
+    forgotten: int = 0
 
 
 Turns = tuple[Turn, ...]
@@ -47,31 +49,31 @@ def ask(
     Each is told its own answers of the turns `before`. Close the iterator to stop the models.
 
     Raises:
-        TuneError: A template does not take this conversation, or it is longer than a model's
-            positions.
+        TuneError: As `Conversation.ask`.
     """
-    texts = ("",) * len(models)
     with ExitStack() as stack:
-        streams = []
+        streams, forgotten = [], 0
         for side, model in enumerate(models):
-            prompt = chat_form(model).prompt(_messages(before, side, question, system))
-            stream = stream_text(
-                model, prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
-            )
-            streams.append(stack.enter_context(closing(stream)))
+            conversation = Conversation(
+                model, system=system.strip() or None, sampling=sampling,
+                max_new_tokens=max_new_tokens, stop=stop,
+            )  # fmt: skip
+            conversation.turns = _heard(before, side)
+            streams.append(stack.enter_context(closing(conversation.ask(question))))
+            forgotten = max(forgotten, conversation.forgotten)
+        turn = Turn(question, ("",) * len(models), forgotten=forgotten)
         for pieces in zip_longest(*streams, fillvalue=""):
-            texts = tuple(text + piece for text, piece in zip(texts, pieces, strict=True))
-            yield Turn(question, texts)
-    yield Turn(question, texts, ended=True)
+            answers = zip(turn.answers, pieces, strict=True)
+            turn = replace(turn, answers=tuple(text + piece for text, piece in answers))
+            yield turn
+    yield replace(turn, ended=True)
 
 
-def _messages(before: Turns, side: int, question: str, system: str) -> list[Message]:
-    """Return what one model has heard and said; questions that it did not answer are left out."""
-    said = [Message("system", system)] if system.strip() else []
-    for turn in before:
-        if turn.answers[side]:
-            said += [Message.task(turn.question), Message("assistant", turn.answers[side])]
-    return [*said, Message.task(question)]
+def _heard(before: Turns, side: int) -> list[Message]:
+    """Return what one model was asked and said, without the questions that it did not answer."""
+    answered = [turn for turn in before if turn.answers[side]]
+    pairs = ((Message.task(t.question), Message("assistant", t.answers[side])) for t in answered)
+    return [message for pair in pairs for message in pair]
 
 
 def paced(turns: Iterable[Turn], seconds: float) -> Iterator[Turn]:
@@ -86,19 +88,6 @@ def paced(turns: Iterable[Turn], seconds: float) -> Iterator[Turn]:
         yield left_out
 
 
-def chat_form(model: LoadedCheckpoint) -> ChatFormat:
-    """Return how conversations are put to a model.
-
-    Raises:
-        MissingError: E-CHAT-TEMPLATE, it has no chat template.
-    """
-    if model.form is None:
-        what = "a chat needs a chat template, and this checkpoint has none"
-        do = "put one into the folder as chat_template.jinja, or continue text: tune generate --raw"
-        raise MissingError("E-CHAT-TEMPLATE", what, where=str(model.folder), do=do)
-    return model.form
-
-
 def with_form_of(model: LoadedCheckpoint, other: LoadedCheckpoint) -> LoadedCheckpoint:
     """Return a model that is asked in its own chat template, or else in that of `other`.
 
@@ -106,11 +95,9 @@ def with_form_of(model: LoadedCheckpoint, other: LoadedCheckpoint) -> LoadedChec
 
     Raises:
         ConfigError: E-CHAT-TEMPLATE, the template needs tokens that the model's tokenizer lacks.
-        MissingError: E-CHAT-TEMPLATE, `other` has none either.
     """
-    if model.form is not None:
+    if model.form is not None or other.form is None:
         return model
-    form = chat_form(other)
     tokenizer = copy.copy(model.tokenizer)
-    tokenizer.chat_template = form.template
-    return replace(model, form=ChatFormat(tokenizer, date=form.date))
+    tokenizer.chat_template = other.form.template
+    return replace(model, form=ChatFormat(tokenizer, date=other.form.date))

@@ -9,16 +9,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torchtune.errors import MissingError, TuneError
-from torchtune.generation import LoadedCheckpoint, Sampling
+from torchtune.generation import Conversation, LoadedCheckpoint, Sampling
 
-from torchtune_integrations.chat_ui.conversation import (
-    Turn,
-    Turns,
-    ask,
-    chat_form,
-    paced,
-    with_form_of,
-)
+from torchtune_integrations.chat_ui.conversation import Turn, Turns, ask, paced, with_form_of
 
 if TYPE_CHECKING:
     import gradio
@@ -61,7 +54,7 @@ def build_page(
         ConfigError: E-CHAT-TEMPLATE, that of `loaded` needs tokens that `compare` does not have.
     """
     gr = import_gradio()
-    chat_form(loaded)
+    Conversation(loaded)  # raises where no conversation is possible
     models = {_name(loaded.folder): loaded}
     if compare is not None:
         base, tuned = f"Base: {_name(compare.folder)}", f"Tuned: {_name(loaded.folder)}"
@@ -122,8 +115,9 @@ class _Page:
                 submit_btn=True,
             )  # fmt: skip
             with gr.Row():
+                start = self.sampling.temperature
                 temperature = gr.Slider(
-                    0, 2, self.sampling.temperature, step=0.05, label="Temperature", min_width=260
+                    0, max(2, start), start, step=0.05, label="Temperature", min_width=260
                 )
                 with gr.Column(scale=2), gr.Accordion("Settings", open=False):
                     settings = self._settings(system, max_new_tokens)
@@ -136,14 +130,11 @@ class _Page:
         )  # fmt: skip
 
     def _settings(self, system: str, max_new_tokens: int) -> list[Any]:
-        gr = self.gr
-        least = min(model.model.max_positions for model in self.models.values())
+        top_p = self.sampling.top_p or 1
         return [
-            gr.Slider(0.05, 1, self.sampling.top_p or 1, step=0.05, label="Top-p"),
-            gr.Number(
-                max_new_tokens, label="New tokens at most", minimum=1, maximum=least, precision=0
-            ),
-            gr.Textbox(system, label="System message", lines=2),
+            self.gr.Slider(min(0.05, top_p), 1, top_p, step=0.05, label="Top-p"),
+            self.gr.Number(max_new_tokens, label="New tokens at most", precision=0),
+            self.gr.Textbox(system, label="System message", lines=2),
         ]
 
     def _connect(self, new: Any, settings: list[Any]) -> None:
@@ -169,7 +160,7 @@ class _Page:
         before: Turns,
         temperature: float,
         top_p: float,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         system: str,
     ) -> Iterator[Update]:
         """Yield what the page shows from the question to the end of its answers."""
@@ -177,20 +168,24 @@ class _Page:
             yield {self.turns: before}
             return
         models = list(self.models.values())
-        empty = Turn(question, ("",) * len(models))
+        turn = Turn(question, ("",) * len(models))
         box = self.gr.Textbox("", submit_btn=False, stop_btn=True)
-        yield {self.box: box, **self._show((*before, empty))}
+        yield {self.box: box, **self._show((*before, turn))}
         try:
             sampling = replace(self.sampling, temperature=temperature, top_p=top_p)
             asked = ask(
-                models, before, question, system=system, max_new_tokens=max_new_tokens,
+                models, before, question, system=system, max_new_tokens=max_new_tokens or 0,
                 sampling=sampling, stop=self.stop,
             )  # fmt: skip
             with closing(asked):
                 for turn in paced(asked, REDRAW_SECONDS):
                     yield self._show((*before, turn))
+            if turn.forgotten:
+                what = f"the oldest {turn.forgotten} messages were left out"
+                self.gr.Info(what, title="The conversation is longer than the model can read")
         except TuneError as error:
-            self.gr.Warning(f"{error.what}. {error.do}", title="No answer")
+            what = "; ".join(filter(None, [error.what, error.do]))
+            self.gr.Warning(what, title="No answer")
             yield {self.box: question, **self._show(before)}
 
     def _show(self, turns: Turns) -> Update:

@@ -35,6 +35,8 @@ footer, .chat .top-panel { display: none; }
 """
 """The chats fill the window and scroll; on a narrow screen two of them stand one above the other."""
 ANYWHERE = "0.0.0.0"
+TOKEN_SECONDS = 30
+"""The longest wait for a token, or for a long prompt to be read, before leaving."""
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
@@ -70,6 +72,7 @@ def serve(
         stop=stop,
     )  # fmt: skip
     port = _free_port(host, port)
+    threads = set(threading.enumerate())
     _launch(page, host, port)
     name = socket.gethostname() if host == ANYWHERE else host
     print(f"chat at http://{name}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -78,7 +81,7 @@ def serve(
     except KeyboardInterrupt:
         print("\nended", file=sys.stderr)
     finally:
-        _close(page)
+        _close(page, threads)
 
 
 def _free_port(host: str, port: int) -> int:
@@ -106,13 +109,19 @@ def _launch(page: "gradio.Blocks", host: str, port: int) -> None:
     )  # fmt: skip
 
 
-def _close(page: "gradio.Blocks") -> None:
-    """End the server without waiting for open tabs, and without a word on each of them."""
+def _close(page: "gradio.Blocks", threads: set[threading.Thread]) -> None:
+    """End the server without waiting for open tabs, and without a word on each of them.
+
+    Its threads, all but `threads`, may be in the middle of a token: a process that left now would
+    be aborted by torch.
+    """
     log = logging.getLogger("uvicorn.error")
     level = log.level
     log.setLevel(logging.CRITICAL)
     page.server.force_exit = True
     page.close(verbose=False)
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(TOKEN_SECONDS)
     log.setLevel(level)
 
 
