@@ -2,8 +2,10 @@
 
 import email
 import os
+import re
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -44,6 +46,17 @@ def core_alone(wheels, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("core_alone")
     wheels["torchtune-core"].extractall(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def recipes_alone(wheels, tmp_path_factory) -> Path:
+    """The interpreter of an environment that holds core and recipes, and not even what they need."""
+    folder = tmp_path_factory.mktemp("recipes_alone")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    (site,) = folder.glob("[Ll]ib/**/site-packages")
+    for name in ("torchtune-core", "torchtune-recipes"):
+        wheels[name].extractall(site)
+    return folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -141,3 +154,26 @@ def test_the_installed_command_lists_recipes_and_configs(installed):
     shipped = installed.glob("torchtune_recipes/configs/**/*.yaml")
     assert all(path.stem in done.stdout for path in shipped)
     assert "sft" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [(["evaluate", "--tasks", "arc_easy"], "eval"), (["push_to_hub", "--repo", "me/mine"], "hub")],
+)
+def test_without_the_integrations_a_command_says_what_brings_it(words, extra, recipes_alone):
+    command = [str(recipes_alone), "-m", "torchtune_recipes.cli.main", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert f'pip install "torchtune-integrations[{extra}]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_extra_is_tested_alone(wheels):
+    extras = metadata(wheels["torchtune-integrations"]).get_all("Provides-Extra")
+    workflow = (ROOT / ".github/workflows/integrations.yml").read_text(encoding="utf-8")
+    script = (ROOT / "ci/test.sh").read_text(encoding="utf-8")
+    assert f"extra: [{', '.join(extras)}]" in workflow
+    assert f"all_extras={','.join(extras)}\n" in script
+    for extra in extras:
+        tests = re.findall(rf"^{extra}\) .*tests=(\S+)", script, re.MULTILINE)
+        assert (ROOT / "tests" / tests[0]).exists()
