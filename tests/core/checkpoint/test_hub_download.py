@@ -75,6 +75,7 @@ def test_the_folder_tells_where_it_came_from(fake_hub, model, tmp_path):
     assert source["repo"] == REPO
     assert source["revision"] == fake_hub.repos.sha(model)
     assert source["files"]["config.json"] == len("config.json")
+    (tmp_path / "hub_source.json").write_text("{}")
     assert hub_source(tmp_path) is None
 
 
@@ -163,6 +164,12 @@ def test_who_may_not_read_a_model_learns_how_to(
     assert token is None or token not in str(error)
     assert token or fake_hub.seen("resolve") == []  # nothing is tried that must fail
     assert names(download(REPO, tmp_path / "m", token=TOKEN)) == set(NEEDED)
+
+
+def test_a_gated_model_that_is_there_needs_no_login(fake_hub, tmp_path):
+    fake_hub.add(REPO, NEEDED, gated="manual")
+    download(REPO, tmp_path / "m", token=TOKEN)
+    assert names(download(REPO, tmp_path / "m")) == set(NEEDED)
 
 
 def test_the_login_of_the_machine_goes_before_the_token_given(fake_hub, tmp_path, monkeypatch):

@@ -60,10 +60,12 @@ def download(
     _check_folder(folder, repo)
     try:
         with hub_errors(repo, revision, token):
-            sha, files = _look_up(repo, revision, token)
+            sha, files, is_gated = _look_up(repo, revision, token)
             chosen = chosen_files(repo, files, include, exclude)
             missing = _missing(folder, sha, chosen)
             if missing:
+                if is_gated and not (token or get_token()):
+                    raise gated(repo)
                 _check_space(repo, folder, missing)
                 _note(folder, repo, sha, of_commit=files)
                 _fetch(repo, folder, sha, missing, token)
@@ -86,19 +88,18 @@ def hub_source(folder: str | Path) -> dict[str, Any] | None:
         other folders.
     """
     try:
-        return dict(json.loads((Path(folder) / SOURCE).read_text(encoding="utf-8")))
+        source = dict(json.loads((Path(folder) / SOURCE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    return source if source.keys() >= {"repo", "revision"} else None
 
 
-def _look_up(repo: str, revision: str | None, token: str | None) -> tuple[str, list[HubFile]]:
-    """Ask the hub for the commit that a revision is, and its files."""
-    from huggingface_hub import HfApi, constants, get_token
+def _look_up(repo: str, revision: str | None, token: str | None) -> tuple[str, list[HubFile], bool]:
+    """Ask the hub for the commit that a revision is, its files, and whether it has terms."""
+    from huggingface_hub import HfApi, constants
 
     api, seconds = HfApi(token=token), constants.HF_HUB_ETAG_TIMEOUT
     info = api.model_info(repo, revision=revision, files_metadata=True, timeout=seconds)
-    if info.gated and not (token or get_token()):
-        raise gated(repo)
     files = [
         HubFile(
             file.rfilename,
@@ -108,7 +109,7 @@ def _look_up(repo: str, revision: str | None, token: str | None) -> tuple[str, l
         )
         for file in info.siblings or ()
     ]
-    return str(info.sha), files
+    return str(info.sha), files, bool(info.gated)
 
 
 def _check_folder(folder: Path, repo: str) -> None:
