@@ -125,8 +125,8 @@ class _Page:
 
     def _chat(self, name: str) -> Any:
         return self.gr.Chatbot(
-            label=name, height=None, min_height=240,
-            min_width=320, buttons=["copy"], feedback_options=None, elem_classes="chat",
+            label=name, height=None, min_height=240, min_width=320, buttons=["copy"],
+            feedback_options=None, elem_classes="chat",
         )  # fmt: skip
 
     def _settings(self, system: str, max_new_tokens: int) -> list[Any]:
@@ -181,11 +181,10 @@ class _Page:
                 for turn in paced(asked, REDRAW_SECONDS):
                     yield self._show((*before, turn))
             if turn.forgotten:
-                what = f"the oldest {turn.forgotten} messages were left out"
-                self.gr.Info(what, title="The conversation is longer than the model can read")
+                self.gr.Info(f"No room for all of it: {turn.forgotten} old messages are left out")
         except TuneError as error:
             what = "; ".join(filter(None, [error.what, error.do]))
-            self.gr.Warning(what, title="No answer")
+            self.gr.Warning(f"No answer to this question: {what}")
             yield {self.box: question, **self._show(before)}
 
     def _show(self, turns: Turns) -> Update:
