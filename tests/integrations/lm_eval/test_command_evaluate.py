@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -31,12 +32,26 @@ def evaluate(task_folder, tmp_path, monkeypatch, capsys):
     return evaluate
 
 
-def test_the_table_is_the_harness_own_and_the_file_holds_it(evaluate, story_model):
+@pytest.fixture
+def called(monkeypatch):
+    """Addresses that somebody tried to reach; nobody comes through."""
+    addresses = []
+
+    def connect(_, address):
+        addresses.append(address)
+        raise OSError("there is no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return addresses
+
+
+def test_the_table_is_the_harness_own_and_no_network_is_asked(evaluate, story_model, called):
     from lm_eval.utils import make_table
 
     out, err, [results] = evaluate(
         "--checkpoint", story_model, "--tasks", "local_arc_easy,rolling", "--limit", "3"
     )
+    assert called == []
     assert out.strip() == make_table(results).strip()
     assert results["config"]["limit"] == 3
     assert results["config"]["model_num_parameters"] == 260_032

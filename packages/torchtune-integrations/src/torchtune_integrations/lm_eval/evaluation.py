@@ -106,7 +106,7 @@ def evaluate_checkpoint(
         seed=settings.seed,
         terminal=terminal,
     )
-    model = {"pretrained": str(checkpoint)}
+    model = {"pretrained": _name(loaded.folder)}
     tracker.log_experiment_args(
         "torchtune", model, None, lm.chat_template(settings.chat), settings.chat
     )
@@ -118,6 +118,12 @@ def evaluate_checkpoint(
     results["task_hashes"] = {task: _hash(found) for task, found in results["samples"].items()}
     results |= {"config": _config(loaded, lm, settings, model), "date": began}
     return results | _surroundings(lm) | asdict(tracker)
+
+
+def _name(folder: Path) -> str:
+    """Return what a checkpoint is called in results: its path, short where it is below this folder."""
+    whole, here = folder.resolve(), Path.cwd().resolve()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
 def _config(
