@@ -92,7 +92,7 @@ run tune run sft --config my_run.yaml "${keys[@]}" resume_from_checkpoint=auto
 step "ask"
 answer=$(run tune generate --checkpoint capitals --prompt "What is the capital of Tuvalu?" | tail -1)
 echo "$answer"
-[ "$answer" = Funafuti ] || fail "the tuned model does not know the capital of Tuvalu"
+[ "$(echo $answer)" = Funafuti ] || fail "the tuned model does not know the capital of Tuvalu"
 printf 'What is the capital of Tuvalu?\n/quit\n' | run tune chat --checkpoint capitals
 
 step "chat in a browser"

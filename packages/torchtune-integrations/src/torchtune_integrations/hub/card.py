@@ -13,7 +13,7 @@ from torchtune_integrations.hub.usage import usage
 
 __all__ = ["BADGE", "PICTURE", "PROJECT", "TO_WRITE", "model_card"]
 
-PROJECT = "https://pypi.org/project/torchtune-core/"
+PROJECT = "https://huggingface.co/models?other=torchtune"
 BADGE, PICTURE = "badge.svg", "loss.png"
 TO_WRITE = "**To be written by the author:**"
 """Stands before each question of a card that only its author can answer."""
