@@ -67,6 +67,8 @@ def test_a_narrower_dtype_is_rounded_once(tmp_path):
 
 def test_transformers_loads_the_folder_with_tokenizer_template_and_licence(base, tmp_path):
     (base / "LICENSE.txt").write_text("do as you like\n")
+    source = {"repo": "them/base", "revision": "5eb63bbbe0"}
+    (base / "hub_source.json").write_text(json.dumps({**source, "files": {}}))
     adapter = adapter_of_peft(base, tmp_path / "adapter", target_modules=["v_proj"])
     out = merge_adapter(base, adapter, tmp_path / "deep" / "out")
     chat = [{"role": "user", "content": "hello"}]
@@ -80,7 +82,7 @@ def test_transformers_loads_the_folder_with_tokenizer_template_and_licence(base,
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=FULL)
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=0, atol=0.05)
     assert (out / "LICENSE.txt").read_text() == "do as you like\n"
-    assert json.loads((out / "merged_from.json").read_text())["base"] == {"name": "base"}
+    assert json.loads((out / "merged_from.json").read_text())["base"] == {"name": "base", **source}
 
 
 def test_a_folder_is_replaced_only_when_told_and_only_if_it_is_a_model(base, tmp_path):
@@ -102,7 +104,9 @@ def test_a_merge_that_fails_leaves_nothing(base, tmp_path):
     file = adapter / "adapter_model.safetensors"
     whole = load_file(file)
     save_file({name: 1e9 * tensor for name, tensor in whole.items()}, file)
-    with pytest.raises(TuneError, match=r"v_proj\.weight has values that are not finite in float16"):
+    with pytest.raises(
+        TuneError, match=r"v_proj\.weight has values that are not finite in float16"
+    ):
         merge_adapter(base, adapter, tmp_path / "out", dtype=torch.float16)
     save_file(dict(list(whole.items())[1:]), file)
     with pytest.raises(MissingError, match="missing"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchtune.checkpoint.adapter import ADAPTER_CONFIG, load_adapter
 from torchtune.checkpoint.disk import disk_error, flush
 from torchtune.checkpoint.found import FoundCheckpoint, find_checkpoint, read_adapter_config
+from torchtune.checkpoint.hub_download import hub_source
 from torchtune.checkpoint.manifest import latest_step
 from torchtune.checkpoint.model import check_model, save_tensors
 from torchtune.checkpoint.safetensors_file import DTYPES
@@ -180,11 +181,11 @@ def _copy_rest(found: FoundCheckpoint, folder: Path) -> None:
 
 def _origin(found: FoundCheckpoint) -> dict[str, Any]:
     """Return what was merged, without paths: the folder may be published."""
-    source = found.base / "hub_source.json"
-    hub = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    hub = hub_source(found.base) or {}
+    source = {key: hub[key] for key in ("repo", "revision") if key in hub}
     said = read_adapter_config(found.folder)
     kept = ("r", "lora_alpha", "use_rslora")
     return {
-        "base": {"name": found.base.name, **hub},
+        "base": {"name": found.base.name, **source},
         "adapter": {"name": found.folder.name, **{key: said.get(key) for key in kept}},
     }

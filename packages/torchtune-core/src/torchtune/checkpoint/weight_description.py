@@ -11,7 +11,9 @@ import torch
 
 from torchtune.checkpoint.adapter import ADAPTER_FILE, check_adapter
 from torchtune.checkpoint.found import find_checkpoint, read_adapter_config, run_info
+from torchtune.checkpoint.hub_download import hub_source
 from torchtune.checkpoint.manifest import MANIFEST, read_manifest
+from torchtune.checkpoint.merging import MERGED_FROM
 from torchtune.checkpoint.model import check_model
 from torchtune.checkpoint.safetensors_file import DTYPES, read_header
 from torchtune.checkpoint.weights import read_weights, weight_files
@@ -177,8 +179,7 @@ def _rope(config: dict[str, Any]) -> str | None:
 
 def _origin(folder: Path) -> dict[str, Any]:
     """Return where a folder comes from: the hub, a step of a run, a merge."""
-    files = {"hub": "hub_source.json", "merged": "merged_from.json"}
-    found = {name: _json(folder / file, []) for name, file in files.items()}
+    found = {"hub": hub_source(folder), "merged": _json(folder / MERGED_FROM, [])}
     try:
         info = run_info(folder)
     except TuneError:
