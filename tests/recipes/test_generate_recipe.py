@@ -232,6 +232,7 @@ def test_the_command_prints_the_answer_alone(tune, base):
         "generate", "--checkpoint", str(base), "--prompt", QUESTIONS[0], "max_new_tokens=16"
     )
     assert (done.returncode, done.stdout) == (0, transformers_answers(base)[0] + "\n")
+    assert done.stderr.splitlines()[-1] == f"next: tune chat --checkpoint {base}"
     failed = tune("generate", "--checkpoint", "nowhere", "--prompt", "x")
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr.startswith("error[E-") and failed.stderr.count("\n") <= 3

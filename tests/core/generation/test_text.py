@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from torchtune.data import ChatFormat, auto_tokenizer
+from torchtune.data import auto_tokenizer
 from torchtune.errors import ConfigError
 from torchtune.generation import (
     LoadedCheckpoint,
@@ -112,4 +112,3 @@ def test_an_empty_stop_string_and_a_bad_prompt_are_refused_before_the_first_piec
         stream_text(story, [])
     with pytest.raises(ConfigError, match="E-STOP"):
         generate_text(story.model, story.tokenizer, [[1]], stop=[""])
-    assert ChatFormat(story.tokenizer).tasks_only

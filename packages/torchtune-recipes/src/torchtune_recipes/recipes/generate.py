@@ -7,6 +7,7 @@ Only answers go to stdout. Copy it with `tune cp generate my_generate.py` and ch
 """
 
 import json
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -84,9 +85,7 @@ class GenerateParams:
             check.that(not both, "system", "'raw' text has no system message")
             check.that("" not in self.stops, "stop", "a stop text must not be empty")
             both = self.json and self.stream is True
-            check.that(
-                not both, "stream", "a line of JSON has a whole answer; leave out one of both"
-            )
+            check.that(not both, "stream", "a line of JSON holds a whole answer: it cannot stream")
 
     @property
     def stops(self) -> list[str]:
@@ -133,6 +132,9 @@ class GenerateRecipe:
         on_terminal = sys.stdout.isatty() and len(self.prompts) == 1 and not self.params.json
         wanted = self.params.stream
         self._stream() if (on_terminal if wanted is None else wanted) else self._batches()
+        if self.world.is_main and self.loaded.form is not None:
+            path = shlex.quote(self.params.checkpoint or self.params.model or "")
+            print(f"next: tune chat --checkpoint {path}", file=sys.stderr)
 
     def _stream(self) -> None:
         p = self.params
