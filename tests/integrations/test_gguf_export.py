@@ -57,6 +57,8 @@ def llama3(shared, tmp_path_factory):
     tokenizer = llama3_tiktoken(shared / "tokenizers" / "llama3" / "tokenizer.model")
     tokenizer.chat_template = find_template("llama3")
     tokenizer.save(folder)
+    ends = {"eos_token_id": [128_001, 128_009]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     return folder
 
 
