@@ -37,7 +37,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     done = subprocess.run([*START, "--output-dir", str(tmp_path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error[E-FOREIGN-FOLDER]")
+    assert done.stderr.startswith("error[E-FOLDER-FOREIGN]")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -94,9 +94,8 @@ def find(name: str, *, kind: str | None = None, recipe: str | None = None) -> En
     from torchtune.config.names import nearest
 
     do = nearest(name, (entry.name for entry in pool)) or "`tune ls` shows them all"
-    raise ConfigError(
-        f"E-NO-{(kind or 'entry').upper()}", f"no {what}{of} is called {name!r}", do=do
-    )
+    codes = {"recipe": "E-NO-RECIPE", "config": "E-NO-CONFIG", None: "E-NO-ENTRY"}
+    raise ConfigError(codes[kind], f"no {what}{of} is called {name!r}", do=do)
 
 
 def resolve(word: str) -> Path:

@@ -64,4 +64,5 @@ def _check(word: str | None, what: str, known: list[str], families: list[str]) -
     names = list(dict.fromkeys(known))
     do = f"did you mean --family {word}?" if word in families else nearest(word, names)
     do = do or (f"there are {', '.join(names)}" if names else "this recipe has no configs")
-    raise ConfigError(f"E-NO-{what.upper()}", f"no {what} is called {word!r}", do=do)
+    codes = {"recipe": "E-NO-RECIPE", "family": "E-NO-FAMILY"}
+    raise ConfigError(codes[what], f"no {what} is called {word!r}", do=do)

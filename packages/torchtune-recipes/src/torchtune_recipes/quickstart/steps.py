@@ -48,7 +48,7 @@ def empty_folder(folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).is_file():
         what = f"{folder} holds files that no quickstart wrote"
-        raise ConfigError("E-FOREIGN-FOLDER", what, do="--output-dir takes another folder")
+        raise ConfigError("E-FOLDER-FOREIGN", what, do="--output-dir takes another folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / MARK).touch()
