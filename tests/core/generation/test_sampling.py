@@ -88,6 +88,16 @@ def test_what_is_drawn_has_the_probabilities_that_transformers_leaves(options):
 
 
 @pytest.mark.parametrize(
+    ("logits", "wanted"),
+    [([2.0, 1.5], 1), ([2.0, 1.2], 0), ([-1.0, -1.2], 1), ([-1.0, -1.6], 0)],
+)
+def test_the_penalty_takes_from_logits_on_both_sides_of_zero(logits, wanted):
+    seen = torch.tensor([[True, False]])
+    chosen = sample(torch.tensor([logits]), Sampling(repetition_penalty=1.5), seen=seen)
+    assert chosen.tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
