@@ -93,12 +93,16 @@ class Faults(TuneError):
         return Faults, (self.faults,)
 
 
+INTERRUPTED = 130
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Turn a `TuneError` into its message on stderr and its exit code, without a traceback.
 
-    ``TUNE_TRACEBACK=1`` shows the traceback too. Under the launcher of ``tune run`` the message
-    goes into the file that torchrun reads, so that only the first failing rank is heard.
+    ``TUNE_TRACEBACK=1`` shows the traceback too. Ctrl-C where nothing else takes it ends with 130,
+    as shells have it. Under the launcher of ``tune run`` the message goes into the file that
+    torchrun reads, so that only the first failing rank is heard.
     """
     try:
         yield
@@ -107,6 +111,11 @@ def report_errors() -> Iterator[None]:
             traceback.print_exc()
         _tell(error)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if os.environ.get("TUNE_TRACEBACK") == "1":
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _tell(error: TuneError) -> None:
