@@ -1,9 +1,11 @@
-"""Every command and program in the documentation runs, page by page, on a tiny model.
+"""Every command, program and config in the documentation is tried, page by page, on a tiny model.
 
 A page is one folder and one sequence: its `sh` and `python` blocks run in order, beside a model in
 `my-model` and rows in `my.jsonl`, and a fake hub, which has that model under a name that pages
 use and another whose terms nobody accepted. A comment before a block says what else is meant:
 `<!-- not run: reason -->`, `<!-- exits 2 -->`, `<!-- file: my_run.yaml -->` (the block is a file).
+A YAML block with a key of a recipe is a config, or a part of one, and must have no fault, unless it
+is the file `broken.yaml`.
 """
 
 import json
@@ -11,16 +13,20 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from fake_hub.server import FakeHub
+from torchtune.config import read_params, validate
 from torchtune.testing import tiny_checkpoint
+from torchtune_recipes import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/*.md"))]
-BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(sh|python|yaml|json)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(sh|python|yaml|json|text)\n(.*?)^```$", re.M | re.S)
 RUNNERS = {"sh": ("bash", "-euo", "pipefail", "-c"), "python": (sys.executable, "-c")}
 
 
@@ -73,6 +79,46 @@ def run(block: Block, folder: Path) -> None:
 def test_what_a_page_says_runs(page, folder):
     for block in filter(wanted, blocks(page)):
         run(block, folder)
+
+
+def configs(page: Path) -> list[tuple[str, str]]:
+    """Return the recipe and the text of each config on a page."""
+    found = []
+    for block in blocks(page):
+        keys = yaml.safe_load(block.code) if block.language == "yaml" else None
+        if not isinstance(keys, dict) or block.note == "file: broken.yaml":
+            continue
+        recipe = keys.get("recipe", "sft")
+        if set(keys) & {
+            field.name for field in fields(read_params(catalog.resolve_recipe(recipe)))
+        }:
+            found.append((recipe, block.code))
+    return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if configs(page)],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_a_config_on_a_page_has_no_fault(page, tmp_path):
+    for recipe, text in configs(page):
+        (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+        needed = {"checkpoint": "./my-model", "dataset": "./my.jsonl"} if recipe == "sft" else {}
+        rest = [f"{key}={value}" for key, value in needed.items() if f"{key}:" not in text]
+        faults, _ = validate(catalog.resolve_recipe(recipe), tmp_path / "config.yaml", rest)
+        assert [str(fault) for fault in faults] == [], text
+
+
+def test_a_page_names_keys_and_tests_that_exist():
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+    keys = {field.name for field in fields(read_params(catalog.resolve_recipe("sft")))}
+    for page in PAGES:
+        named = re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
+        assert [name for name in named if f"def {name}(" not in code] == []
+    rows = re.findall(r"^\| .+ \| (.+) \|$", (ROOT / "docs/migrating.md").read_text(), re.M)
+    ours = {key for row in rows for key in re.findall(r"`([a-z_]+)(?:[.:][^`]*)?`", row)}
+    assert ours - keys - {"sft", "column_map", "o_proj", "lm_head"} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
