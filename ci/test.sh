@@ -2,7 +2,7 @@
 # Test a package, or one extra alone, as its users get it:
 #
 #   ci/test.sh core|recipes|integrations [pytest arguments]
-#   ci/test.sh eval|hub|mlflow|tensorboard|ui|wandb [pytest arguments]
+#   ci/test.sh eval|gguf|hub|mlflow|tensorboard|ui|wandb [pytest arguments]
 #
 # Builds the wheels, installs them into a clean virtual environment with nothing but what they
 # declare, and pytest; runs the tests from outside the source tree. `integrations` has all of its
@@ -24,13 +24,14 @@ work=${KEEP:-$(mktemp -d)}
 mkdir -p "$work/wheels" && rm -f "$work/wheels"/*.whl
 export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-all_extras=eval,hub,mlflow,tensorboard,ui,wandb
+all_extras=eval,gguf,hub,mlflow,tensorboard,ui,wandb
 package=integrations
 case $name in
 core) package=core extras="" tests=core ;;
 recipes) package=recipes extras="" tests=recipes ;;
 integrations) extras=$all_extras tests=integrations ;;
 eval) extras=eval tests=integrations/lm_eval ;;
+gguf) extras=gguf tests=integrations/test_gguf_export.py ;;
 hub) extras=hub tests=integrations/hub ;;
 mlflow) extras=mlflow tests=integrations/test_mlflow_logger.py ;;
 tensorboard) extras=tensorboard tests=integrations/test_tensorboard_logger.py ;;
