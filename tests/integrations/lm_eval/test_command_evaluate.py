@@ -94,6 +94,7 @@ def test_tests_mean_tasks_and_a_model_is_found_by_name(evaluate, tmp_path):
         (["--tasks", "rolling", "--include-path", "absent"], MissingError, "E-EVAL-PATH"),
         (["--tasks", "moved"], MissingError, "(?s)E-EVAL-DATA.*gone.jsonl.*current folder"),
         (["--tasks", "unsafe"], ConfigError, "(?s)E-EVAL-UNSAFE.*--confirm-run-unsafe-code"),
+        (["--tasks", "pictures"], ConfigError, "E-EVAL-TASK.*more than text"),
         (["--tasks", "beams"], ConfigError, "E-EVAL-GENERATION.*num_beams"),
         (["--tasks", "long_answers"], ConfigError, "E-EVAL-LENGTH.*600 tokens"),
         (["--tasks", "answers", "--apply-chat-template"], MissingError, "E-CHAT-TEMPLATE"),
@@ -104,6 +105,7 @@ def test_what_is_wrong_is_said(evaluate, story_model, task_folder, words, error,
     others = {
         "moved": answers.replace("texts.jsonl", "gone.jsonl"),
         "unsafe": answers + "unsafe_code: true\n",
+        "pictures": answers + 'doc_to_image: "{{text}}"\n',
         "beams": answers.replace("max_gen_toks: 24", "num_beams: 4"),
         "long_answers": answers.replace("max_gen_toks: 24", "max_gen_toks: 600"),
     }

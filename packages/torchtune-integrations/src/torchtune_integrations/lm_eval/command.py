@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from torchtune_integrations.lm_eval.results import compared, comparison, table, write
     from torchtune_integrations.lm_eval.tasks import load_tasks
 
-    find_checkpoint(args.checkpoint, base=args.base, check_base=False)  # before what takes time
+    found = find_checkpoint(args.checkpoint, base=args.base, check_base=False)  # the cheap first
     if args.compare:
         find_checkpoint(args.compare, check_base=False)
     tasks = load_tasks(
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         print(comparison(compared(results, others)))
     else:
         print(table(results))
-    _say_next(args, written)
+    _say_next(args, written, str(found.base) if found.is_adapter else "BASE")
     return 0
 
 
@@ -104,14 +104,14 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ConfigError("E-USAGE", f"--num-fewshot is {args.num_fewshot}; it must be at least 0")
 
 
-def _say_next(args: argparse.Namespace, written: list[Path]) -> None:
+def _say_next(args: argparse.Namespace, written: list[Path], base: str) -> None:
     checkpoint = args.checkpoint
     for path in written:
         print(f"results: {path}", file=sys.stderr)
     if not args.compare:
         tasks = " ".join(args.tasks)
         more = f" --include-path {args.include_path}" if args.include_path else ""
-        line = f"tune evaluate --checkpoint {checkpoint} --tasks {tasks}{more} --compare BASE"
+        line = f"tune evaluate --checkpoint {checkpoint} --tasks {tasks}{more} --compare {base}"
         print(f"compare it with its base: {line}", file=sys.stderr)
     line = f"tune push_to_hub --checkpoint {checkpoint} --repo USER/NAME"
     print(f"publish it: {line}", file=sys.stderr)

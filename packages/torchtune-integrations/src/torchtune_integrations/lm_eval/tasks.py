@@ -131,6 +131,9 @@ def _prepare(name: str, task: Any, num_fewshot: int | None, unsafe: bool) -> Non
         what = f"the task {name!r} runs code that the model has written"
         do = "if you want that, and in a sandbox: --confirm-run-unsafe-code"
         raise ConfigError("E-EVAL-UNSAFE", what, where="tasks", do=do)
+    if getattr(task, "MULTIMODAL", False):
+        what = f"the task {name!r} shows the model more than text"
+        raise ConfigError("E-EVAL-TASK", what, where="tasks", do="take another one")
     own = task.get_config("num_fewshot")
     if own is None or (num_fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
