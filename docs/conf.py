@@ -3,6 +3,7 @@
 import sys
 
 import torchtune
+import torchtune_recipes
 from sphinx.pycode import ModuleAnalyzer
 
 project = "torchtune"
@@ -19,8 +20,17 @@ exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"torchtune {release}"
 html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
-myst_enable_extensions = ["colon_fence", "deflist"]
+html_theme_options = {
+    "navbar_center": [],  # all pages stand at the side, under their captions
+    "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
+}
+html_sidebars = {"**": ["all_pages.html"]}
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
+myst_substitutions = {"recipes_version": torchtune_recipes.__version__}
 myst_heading_anchors = 3
 
 # The reference is what a room's __all__ lists; types stand in signatures alone.
