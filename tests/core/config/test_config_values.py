@@ -1,12 +1,15 @@
 """Types of values and the meaning of a data set's name, case by case."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
+from torchtune.config import Component, TuneArgumentParser, checks
 from torchtune.config.convert import Converted, convert
 from torchtune.config.reader import read_value
+from torchtune.errors import ConfigError
 
 BAD = object()
 
@@ -126,3 +129,21 @@ def test_an_unknown_dataset_names_all_three_ways(faults, here):
     (fault,) = faults("", "dataset=alpca")
     assert all(word in fault.what for word in ("existing path", "alpaca_cleaned", "hub id"))
     assert fault.do == "did you mean 'alpaca'?"
+
+
+@dataclass
+class NeedsRows:
+    dataset: Component | None = None
+
+    def __post_init__(self) -> None:
+        with checks(self) as check:
+            check.that(bool(self.dataset), "dataset", "there is nothing to train on")
+
+
+@pytest.mark.parametrize(
+    ("word", "what"), [("alpca", "no existing path"), ("null", "nothing to train on")]
+)
+def test_a_faulty_value_is_not_also_said_to_be_absent(word, what):
+    with pytest.raises(ConfigError) as error:
+        TuneArgumentParser(NeedsRows).parse_args([f"dataset={word}"])
+    assert what in error.value.what  # one fault, not several

@@ -43,14 +43,16 @@ def load(
     for name, value in arguments.changes:
         draft.change(name, value)
     faults += draft.faults + interpolate(draft.values)
-    values, wrong = _typed(draft.values, keys)
-    made, faults = _made(params, draft.values, values, faults + wrong)
+    values, wrong, faulty = _typed(draft.values, keys)
+    made, faults = _made(params, draft.values, values, faults + wrong, faulty)
     return made, sorted(faults, key=_order), draft.values
 
 
-def _typed(nodes: dict[str, Node], keys: dict[str, Key]) -> tuple[dict[str, Any], list[TuneError]]:
-    """Return the plain value of each key that is right, and the faults of the others."""
-    values, faults = dict[str, Any](), list[TuneError]()
+def _typed(
+    nodes: dict[str, Node], keys: dict[str, Key]
+) -> tuple[dict[str, Any], list[TuneError], set[str]]:
+    """Return the plain value of each key that is right, the faults of the others, and their names."""
+    values, faults, faulty = dict[str, Any](), list[TuneError](), set[str]()
     for name, key in keys.items():
         node, into = nodes[name], Converted()
         value = None
@@ -59,11 +61,12 @@ def _typed(nodes: dict[str, Node], keys: dict[str, Key]) -> tuple[dict[str, Any]
         elif node.value is not UNREAD:
             value = _value(node, key, keys, into)
         faults += into.faults
+        faulty |= {name} if into.faults else set()
         if not into.faults and node.value is not UNREAD:
             values[name] = value
         elif key.slot and not key.required:  # so that the checks of other keys can still be made
             values[name] = bare(Node.of(key.default)).plain()
-    return values, faults
+    return values, faults, faulty
 
 
 def _missing(key: Key, node: Node) -> ConfigError:
@@ -104,13 +107,21 @@ def _component(node: Node, key: Key, name: str, keys: dict[str, Key], into: Conv
 
 
 def _made(
-    params: type[P], nodes: dict[str, Node], values: dict[str, Any], faults: list[TuneError]
+    params: type[P],
+    nodes: dict[str, Node],
+    values: dict[str, Any],
+    faults: list[TuneError],
+    faulty: set[str],
 ) -> tuple[P | None, list[TuneError]]:
-    """Make the object; its own checks run even if there are faults, over the defaults then."""
+    """Make the object; its own checks run even if there are faults, over the defaults then.
+
+    What they say of a key whose default stands in for a `faulty` value is left out.
+    """
     try:
         made = params(**values)
     except TuneError as error:
         found = error.faults if isinstance(error, Faults) else [error]
+        found = [fault for fault in found if fault.where.partition(".")[0] not in faulty]
         return None, faults + [placed(fault, nodes) for fault in found]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if not faults:
