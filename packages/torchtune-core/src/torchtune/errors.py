@@ -103,6 +103,9 @@ def report_errors() -> Iterator[None]:
     ``TUNE_TRACEBACK=1`` shows the traceback too. Ctrl-C where nothing else takes it ends with 130,
     as shells have it. Under the launcher of ``tune run`` the message goes into the file that
     torchrun reads, so that only the first failing rank is heard.
+
+    Raises:
+        SystemExit: With the error's exit code, once it is told.
     """
     try:
         yield

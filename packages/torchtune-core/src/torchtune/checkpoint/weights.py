@@ -71,7 +71,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def read_weights(folder: str | os.PathLike[str]) -> Weights:
-    """Open the weights of a folder as Hugging Face lays it out, one file or shards with an index.
+    """Return the weights of a folder in Hugging Face's layout, opened: one file or shards.
 
     Args:
         folder: The folder, or one safetensors file.

@@ -10,7 +10,7 @@ __all__ = ["Checks", "checks"]
 
 
 class Checks:
-    """Collects what is wrong with the fields of one Params object; made by `checks`.
+    """Collects what is wrong with the fields of `params`, an instance of Params; made by `checks`.
 
     A key may be dotted to reach an argument of a component (``"peft.rank"``). A value that is
     null or not given passes every check of a range.
@@ -32,7 +32,7 @@ class Checks:
         return found.get("_component_") if isinstance(found, dict) else found
 
     def that(self, condition: bool, key: str, what: str, do: str = "") -> None:
-        """Note a fault of `key` unless `condition` holds; `what` says what is wrong."""
+        """Note a fault of `key` unless `condition` holds: `what` is wrong, and what to `do`."""
         if not condition:
             self.faults.append(ConfigError("E-CONFIG-VALUE", what, where=key, do=do))
 
@@ -58,7 +58,7 @@ class Checks:
 
 @contextmanager
 def checks(params: object) -> Iterator[Checks]:
-    """Collect the checks made inside the block, and raise their faults together at its end.
+    """Collect the checks of `params` made inside the block, and raise their faults at its end.
 
     Raises:
         ConfigError: One check failed; ``where`` is its key, to which the parser adds file and line.

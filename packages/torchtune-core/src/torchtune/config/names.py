@@ -7,7 +7,7 @@ __all__ = ["nearest"]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return ``did you mean 'name'?`` for the name most like `word`, or an empty string."""
+    """Return ``did you mean 'name'?`` for the one of `names` most like `word`, or ""."""
     by_form = {name.lower().replace("-", "_"): name for name in names}
     form = word.lower().replace("-", "_")
     found = difflib.get_close_matches(form, by_form, n=1, cutoff=0.6)

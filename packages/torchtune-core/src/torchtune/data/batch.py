@@ -50,7 +50,7 @@ class Batch:
 
 
 def flat_batch(documents: Documents, indices: list[int]) -> Batch:
-    """Lay the documents `indices` side by side, with labels shifted once and positions restarting.
+    """Return the documents `indices` side by side, labels shifted once and positions restarting.
 
     Args:
         documents: Where they are taken from.

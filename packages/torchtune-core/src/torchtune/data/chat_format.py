@@ -115,6 +115,10 @@ class ChatFormat:
     ) -> list[int]:
         """Return the tokens of a conversation up to where the assistant's answer begins.
 
+        Args:
+            messages: The turns so far, the last of them not the assistant's.
+            tools: Descriptions of the functions that the model may call, as templates take them.
+
         Raises:
             DataError: The template does not want these messages.
             MissingError: A chat, and the model has no chat template.

@@ -17,7 +17,7 @@ def builtin_templates() -> list[str]:
 
 
 def find_template(name: str) -> str:
-    """Return the jinja source of a built-in template, or of the file at that path.
+    """Return the jinja source of the built-in template `name`, or of the file at that path.
 
     A name wins over a file called like it; write ``./llama3`` for the file.
 

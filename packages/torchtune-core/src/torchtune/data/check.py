@@ -200,7 +200,17 @@ def _ends(example: Example, encoded: Encoded) -> list[int]:
 
 @dataclass
 class CheckSummary:
-    """Figures over all rows that were checked, in a few lines of text."""
+    """Figures over all rows that were checked, in a few lines of text.
+
+    Args:
+        rows: How many there were.
+        tokens: Tokens of all rows.
+        supervised: Those of them that train.
+        cut: Rows longer than ``max_seq_len``.
+        lengths: Tokens of each row.
+        faulty: Rows with at least one fault.
+        faults: How often each fault was found, by its name.
+    """
 
     rows: int = 0
     tokens: int = 0

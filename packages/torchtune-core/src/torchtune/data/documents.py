@@ -98,7 +98,7 @@ class Documents:
 
     @classmethod
     def of(cls, documents: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Documents":
-        """Hold documents made by a program of your own: pairs of token ids and of what is trained.
+        """Return `documents` made by a program of your own: pairs of token ids and what is trained.
 
         They are called ``memory:1``, ``memory:2`` ... in messages.
         """

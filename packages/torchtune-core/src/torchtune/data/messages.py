@@ -47,7 +47,7 @@ class Message:
 
     @classmethod
     def task(cls, instruction: str, input: str = "") -> "Message":
-        """Return the user's turn of an alpaca or question/answer row.
+        """Return the user's turn of an alpaca or question/answer row: `instruction` and `input`.
 
         Where the model has a chat template the two texts are joined by a blank line; where it has
         none they go into the two places of the Stanford Alpaca prompt.

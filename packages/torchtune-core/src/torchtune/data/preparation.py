@@ -34,7 +34,7 @@ def tokenize_rows(
     workers: int = 0,
     progress: bool = True,
 ) -> Documents:
-    """Encode all rows, cut those that are too long, and leave out those that train nothing.
+    """Return all rows as tokens, those too long cut, and those that train nothing left out.
 
     Longer rows are cut from the right and get no end token that they did not have. What was cut
     and left out stands in the ``report`` of the result.
@@ -65,6 +65,11 @@ def tokenize_rows(
 
 def encode_example(example: Example, format: ChatFormat, train_on: TrainOn = "all") -> Encoded:
     """Return the tokens of what a row means, and which of them are trained; nothing is cut.
+
+    Args:
+        example: What `Rows` made of the row.
+        format: The model's chat format, for chats and tasks.
+        train_on: Which turns of the assistant train.
 
     Plain text begins with BOS where the model's texts do and ends with its end token, all trained.
     Ready tokens are taken as they are.

@@ -71,7 +71,11 @@ class Rows:
         return example
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return the number of the source that holds row `index`, and the row's number in it."""
+        """Return the number of the source that holds row `index`, and the row's number in it.
+
+        Raises:
+            IndexError: There is no such row.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         source = bisect_right(self._starts, index) - 1
@@ -143,7 +147,7 @@ def load_rows(
     transform: str | TransformFunction | None = None,
     train_on: TrainOn = "all",
 ) -> Rows:
-    """Open the rows of a file, a folder or a dataset of the hub.
+    """Return the rows of a file, a folder or a dataset of the hub.
 
     The form of the rows is recognised by their columns: ``messages`` (OpenAI), ``conversations``
     (ShareGPT), ``instruction, output`` and ``input`` (alpaca), ``prompt`` or ``question`` with

@@ -37,11 +37,11 @@ class Source(Protocol):
         ...
 
     def line(self, index: int) -> int:
-        """Return its line or row number, counted from 1."""
+        """Return the line or row number of row `index`, counted from 1."""
         ...
 
     def where(self, index: int) -> str:
-        """Return ``name:line``."""
+        """Return ``name:line`` of row `index`."""
         ...
 
 
@@ -94,7 +94,7 @@ class Part:
 def open_sources(
     source: str | Path | Sequence[str | Path], *, split: str = "train", name: str | None = None
 ) -> list[Source]:
-    """Open every file that `source` names, or a dataset of the hub.
+    """Return every file that `source` names, opened, or a dataset of the hub.
 
     Args:
         source: A file (JSON, JSONL, CSV, TSV, Parquet, Arrow, text; ``.gz`` too for text forms), a

@@ -77,7 +77,7 @@ class Steps:
         """Optimizer steps of one epoch."""
 
     def total(self, *, epochs: int | None = None, max_steps: int | None = None) -> int:
-        """Return the optimizer steps of a run: what ends first, one epoch where neither is given."""
+        """Return the optimizer steps of a run: `epochs` or `max_steps`, what ends first; else one epoch."""
         by_epochs = epochs * self.per_epoch if epochs else None
         return min(filter(None, (by_epochs, max_steps)), default=self.per_epoch)
 
@@ -173,8 +173,8 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """Yield held-out documents once, in order, this process's share.
 
-    All processes get the same number of micro-batches, the missing ones being idle. Arguments and
-    errors are those of `Steps`.
+    All processes get the same number of micro-batches, the missing ones being idle.
+    Arguments and errors are those of `Steps`.
     """
     steps = Steps(
         documents,

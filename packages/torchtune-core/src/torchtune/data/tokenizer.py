@@ -65,7 +65,7 @@ class Tokenizer(Protocol):
         """
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that transformers loads, with `chat_template` as chat_template.jinja."""
+        """Write what transformers loads into `folder`, `chat_template` as chat_template.jinja."""
 
 
 class _Shared:
@@ -181,7 +181,7 @@ class FastTokenizer(_Shared):
         return copy, placeholder
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that transformers loads, with `chat_template` as chat_template.jinja."""
+        """Write what transformers loads into `folder`, `chat_template` as chat_template.jinja."""
         write_tokenizer_files(self.files, Path(folder), self.chat_template, self._config())
         if not (Path(folder) / "tokenizer.json").is_file():
             ours, self._backend.post_processor = self._backend.post_processor, self._post
@@ -262,7 +262,7 @@ class SentencePieceTokenizer(_Shared):
         return ids, offsets
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that transformers loads, with `chat_template` as chat_template.jinja."""
+        """Write what transformers loads into `folder`, `chat_template` as chat_template.jinja."""
         folder = Path(folder)
         config = {"add_bos_token": self.adds_bos, **self._config()}
         write_tokenizer_files(self.files, folder, self.chat_template, config)

@@ -48,7 +48,7 @@ def auto_tokenizer(checkpoint: str | Path, chat_template: str | None = None) -> 
 
 
 def tokenizer_json(path: str | Path) -> Tokenizer:
-    """Return the tokenizer in a ``tokenizer.json``; the files beside it are heard too.
+    """Return the tokenizer at `path`, a ``tokenizer.json``; the files beside it are heard too.
 
     Raises:
         MissingError: There is no such file.
@@ -64,7 +64,7 @@ def tokenizer_json(path: str | Path) -> Tokenizer:
 
 
 def sentencepiece(path: str | Path) -> Tokenizer:
-    """Return the tokenizer in a sentencepiece ``tokenizer.model``, as Llama 2 has it.
+    """Return the tokenizer at `path`, a sentencepiece ``tokenizer.model`` such as Llama 2's.
 
     Raises:
         MissingError: There is no such file.
@@ -75,7 +75,7 @@ def sentencepiece(path: str | Path) -> Tokenizer:
 
 
 def llama3_tiktoken(path: str | Path) -> Tokenizer:
-    """Return the tokenizer in a tiktoken-format ``tokenizer.model`` that Meta gives with Llama 3 or 4.
+    """Return the tokenizer at `path`, the tiktoken-format ``tokenizer.model`` of Llama 3 or 4.
 
     Generation ends at ``<|end_of_text|>`` and at the two tokens that end a turn. `save` writes a
     ``tokenizer.json`` of the same ids.

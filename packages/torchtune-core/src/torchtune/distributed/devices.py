@@ -27,7 +27,7 @@ class DeviceFacts:
 
 
 def device_facts() -> DeviceFacts:
-    """Ask torch what there is; the only place that does."""
+    """Return what torch says there is; nothing else asks it."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     return DeviceFacts(

@@ -13,19 +13,19 @@ __all__ = ["fill", "gather_full", "is_distributed", "local_part"]
 
 
 def is_distributed(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Say whether `tensor` is cut over processes. Loads nothing that is not loaded yet."""
+    """Say whether `tensor`, of any shape, is cut over processes. Loads nothing anew."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of `tensor`, sharing its memory; a plain one is all of it."""
+    """Return what this process holds of `tensor`, sharing its memory: a plain one in its whole shape."""
     return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 @torch.no_grad()
 def gather_full(tensor: Tensor) -> Tensor:
-    """Return the whole of a possibly distributed `tensor`, detached.
+    """Return the whole of a possibly distributed `tensor`, of any shape, detached.
 
     Every process must call this for a distributed tensor, and each gets the whole. A plain
     tensor comes back as it is, sharing memory.

@@ -50,7 +50,7 @@ class KVCache:
 
     @classmethod
     def of(cls, model: Decoder, *, batch: int, capacity: int) -> "KVCache":
-        """Return a cache that fits `model`."""
+        """Return a cache that fits `model`, for `batch` rows of at most `capacity` tokens."""
         attention = next(layer for layer in model.modules() if isinstance(layer, Attention))
         embedding = model.model.embed_tokens.weight
         return cls(

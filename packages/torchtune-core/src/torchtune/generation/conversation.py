@@ -53,8 +53,9 @@ class Conversation:
         self.forgotten = 0
 
     def ask(self, question: str) -> Pieces:
-        """Yield the answer in pieces. Close the iterator to stop it: what was said till then counts.
+        """Yield the answer to `question` in pieces.
 
+        Close the iterator to stop it: what was said till then counts.
         A question without any answer is as if it had not been asked.
 
         Raises:

@@ -154,7 +154,7 @@ def generate_text(
     stop_tokens: Collection[int] = (),
     stop: Collection[str] = (),
 ) -> list[Answer]:
-    """Answer a batch of prompts; each row ends for itself.
+    """Return the answers to a batch of prompts; each row ends for itself.
 
     Args:
         model: The model; dropout is off while this runs.

@@ -38,7 +38,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * head_dim, dim, bias=bias)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """Map `x [*, dim]` to `[*, dim]`, where `*` is `tokens` or `batch, seq`."""
+        """Map `x [*, dim]` to `[*, dim]`, where `*` is `tokens` or `batch, seq`.
+
+        `rotation` is what `Rope` gives for the tokens' positions, and `attend` does the attention.
+        """
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)

@@ -47,10 +47,13 @@ class Cache(Protocol):
     """Keys and values of tokens already seen (`torchtune.generation.KVCache`)."""
 
     def positions(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Make room for `tokens [batch, seq]` and return their positions `[batch, seq]`."""
+        """Make room for `tokens [batch, seq]` and return their positions `[batch, seq]`.
+
+        In `mask [batch, seq]`, False is padding, which takes no position and is never attended to.
+        """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store this layer's `k` and `v [batch, seq, kv_heads, head_dim]` and attend over all."""
+        """Store `k` and `v [batch, seq, kv_heads, head_dim]` of `layer`, and return what `q` finds."""
 
 
 class Block(nn.Module):
@@ -78,7 +81,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = mlp_norm
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """Map hidden states `x [*, dim]` to `[*, dim]`."""
+        """Map hidden states `x [*, dim]` to `[*, dim]`; `rotation`, `attend` as for `Attention`."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -25,14 +25,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x [..., dim]`; shape and dtype are kept."""
+        """Map `x [..., dim]` to its normalised values; shape and dtype are kept."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
             return normed
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
     def first_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Return ones: a fresh norm only normalises."""
+        """Return ones of `shape`, whatever `name` and `generator`: a fresh norm only normalises."""
         return torch.ones(shape)
 
 

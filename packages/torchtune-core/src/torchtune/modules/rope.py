@@ -90,6 +90,6 @@ class Rope(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate each pair (i, i + head_dim / 2) of `x [*, heads, head_dim]` by its token's angles."""
+    """Return `x [*, heads, head_dim]` with each pair (i, i + head_dim / 2) turned by `rotation`."""
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

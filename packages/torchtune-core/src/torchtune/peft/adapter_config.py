@@ -61,10 +61,11 @@ def adapter_config(model: nn.Module, *, base: str) -> dict[str, Any]:
 
 
 def lora_from_config(model: Model, config: Mapping[str, Any]) -> Model:
-    """Freeze `model` and build the LoRA layers that a PEFT adapter_config.json describes.
+    """Freeze `model` and return it with the LoRA layers that PEFT's adapter_config.json describes.
 
-    The adapter's values are loaded after this (`checkpoint.load_adapter`). `target_modules` may be a
-    list of names, `all-linear`, or a regular expression over full names, as in PEFT.
+    `config` is that file's content; its `target_modules` may be a list of names, `all-linear`, or a
+    regular expression over full names, as in PEFT. The adapter's values are loaded after this
+    (`checkpoint.load_adapter`).
 
     Raises:
         ConfigError: E-ADAPTER-CONFIG names everything in it that is not supported, at once;

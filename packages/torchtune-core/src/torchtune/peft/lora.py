@@ -58,9 +58,10 @@ class LoRALinear(nn.Linear):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def first_value(self, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Return the value, fp32, that the adapter's parameter `name` begins with.
+        """Return the value of `shape`, fp32, that the adapter's parameter `name` begins with.
 
-        `lora_a` is uniform within 1 / sqrt(in) (Kaiming's with a = sqrt(5), as in PEFT), `lora_b` 0.
+        `lora_a` is uniform within 1 / sqrt(in) (Kaiming's with a = sqrt(5), as in PEFT), drawn from
+        `generator`; `lora_b` is 0.
         """
         if not name.endswith("lora_a"):
             return torch.zeros(*shape)
@@ -159,12 +160,12 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """Return the LoRA layers by their full names."""
+    """Return the LoRA layers of `model` by their full names."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
 def adapter_names(model: nn.Module) -> set[str]:
-    """Return the full names of the adapter's parameters: what training changes and a save writes."""
+    """Return the full names of the parameters that are `model`'s adapter: what a save writes."""
     return {f"{name}.{part}" for name in adapters(model) for part in ("lora_a", "lora_b")}
 
 

@@ -46,7 +46,7 @@ def merge(model: Model) -> Model:
 
 
 def unmerge(model: Model) -> Model:
-    """Undo `merge`: put the kept LoRA layers back, every weight as it was to the bit.
+    """Return `model` with `merge` undone: the kept LoRA layers are back, each weight to the bit.
 
     The kept layers do not follow `model.to(...)`: move the model after this, not between.
     """

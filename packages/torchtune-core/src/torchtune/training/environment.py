@@ -40,7 +40,7 @@ def record_run(folder: str | Path, *, config: str, **facts: Any) -> None:
 
 
 def file_digest(path: str | Path) -> str | None:
-    """Return the sha256 of a file, or over the sorted files of a folder; None if there is none."""
+    """Return the sha256 of the file `path`, or over a folder's sorted files; None if there is none."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:

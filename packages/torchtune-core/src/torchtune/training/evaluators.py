@@ -24,5 +24,8 @@ class Evaluator(Protocol):
     def __call__(
         self, model: nn.Module, tokenizer: "Tokenizer", world: "World"
     ) -> dict[str, float]:
-        """Return figures by name, such as ``arc_easy/acc``; leaves model and random state as they are."""
+        """Return figures by name, such as ``arc_easy/acc``, of `model` with its `tokenizer`.
+
+        Every process of `world` makes this call. Model and random state are left as they are.
+        """
         ...

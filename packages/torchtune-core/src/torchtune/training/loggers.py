@@ -39,10 +39,10 @@ class Logger(Protocol):
     """
 
     def log_config(self, config: dict[str, Any]) -> None:
-        """Take the resolved configuration, once, before the first step."""
+        """Take the resolved `config`, once, before the first step."""
 
     def log(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Take the figures of one step."""
+        """Take the figures of one step: `metrics` by name, and how far the run is, `progress`."""
 
     def close(self) -> None:
         """Finish writing; called when the run has done all its steps, not when it breaks off."""
@@ -61,10 +61,10 @@ class JsonlLogger:
         self._file = path.open("a", encoding="utf-8")
 
     def log_config(self, config: dict[str, Any]) -> None:
-        """Do nothing: the configuration has a file of its own."""
+        """Do nothing: `config` has a file of its own."""
 
     def log(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Write one line: step and epoch, then the metrics."""
+        """Write one line: step and epoch of `progress`, then the `metrics`."""
         line = {"step": progress.step, "epoch": progress.epoch, **metrics}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -78,10 +78,10 @@ class StdoutLogger:
     """One readable line a step on stdout, for logs that are read as text; the bar is on stderr."""
 
     def log_config(self, config: dict[str, Any]) -> None:
-        """Do nothing: the configuration has a file of its own."""
+        """Do nothing: `config` has a file of its own."""
 
     def log(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Print the step, the epoch and every figure by its name."""
+        """Print step and epoch of `progress`, and every figure of `metrics` by its name."""
         figures = [f"step {progress.step}", f"epoch {progress.epoch}"]
         figures += [_readable(name, value) for name, value in metrics.items()]
         tqdm.write("  ".join(figures), file=sys.stdout)  # above the bar, not into it
@@ -129,11 +129,11 @@ class GuardedLogger:
             self._leave_out(error)
 
     def log_config(self, config: dict[str, Any]) -> None:
-        """Hand the configuration on."""
+        """Hand `config` on."""
         self._try(lambda logger: logger.log_config(config))
 
     def log(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Hand the figures of one step on."""
+        """Hand `metrics` and `progress` on."""
         self._try(lambda logger: logger.log(metrics, progress))
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class GuardedLogger:
 def build_loggers(
     component: Any, *, output_dir: str | Path, progress: Progress | None = None
 ) -> list[Logger]:
-    """Open ``metrics.jsonl`` and the loggers that a config names, each behind a `GuardedLogger`.
+    """Return ``metrics.jsonl``, opened, and the loggers that a config names, each behind a `GuardedLogger`.
 
     Args:
         component: One component, a list of them, or None; ``jsonl`` is there in any case.

@@ -54,7 +54,7 @@ def plan_memory(
     recompute: bool = False,
     head_tokens: int = 1024,
 ) -> MemoryPlan:
-    """Estimate the memory of training with AdamW, weights shared evenly among the processes.
+    """Return what training with AdamW takes, weights shared evenly among the processes.
 
     Weights, gradients and optimizer are counted; activations are estimated from the widths of the
     linear layers, each of which keeps its input, and the logits of one chunk of the loss.
@@ -93,7 +93,7 @@ def _kept_per_token(model: nn.Module, recompute: bool) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes held so far: by torch on a GPU, by the process on a CPU."""
+    """Return the most bytes held so far: by torch on a GPU `device`, by the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

@@ -39,7 +39,7 @@ def adamw(
 
 
 def rounding_note(optimizer: torch.optim.Optimizer) -> str:
-    """Say where updates are too small for weights in bf16, or nothing.
+    """Return a warning where the updates of `optimizer` are too small for weights in bf16, or "".
 
     bf16 keeps 8 bits: AdamW changes a weight by about the learning rate, and what is less than 1/512
     of the weight is rounded away. Below 1e-4 that is most of a fine-tune of whole weights.

@@ -54,7 +54,12 @@ class Progress:
     validations_since_best: int = 0
 
     def after(self, metrics: StepMetrics, *, steps_per_epoch: int) -> "Progress":
-        """Return the progress one step later."""
+        """Return the progress one step later; `metrics` are that step's.
+
+        Args:
+            metrics: Of the step, for its tokens.
+            steps_per_epoch: By which the epoch is counted.
+        """
         return replace(
             self,
             step=self.step + 1,

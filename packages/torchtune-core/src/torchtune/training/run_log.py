@@ -43,7 +43,7 @@ class RunLog:
             sys.stderr.flush()
 
     def start(self, loggers: Sequence[Logger], *, config: dict[str, Any], total: int) -> None:
-        """Take the loggers, tell them the configuration, and keep `total` steps for the bar.
+        """Take the loggers, tell them the `config`, and keep `total` steps for the bar.
 
         What looks like a password or an access token in the configuration is hidden from them.
         """

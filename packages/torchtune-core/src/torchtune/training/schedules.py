@@ -22,7 +22,7 @@ def cosine_schedule(
     num_cycles: float = 0.5,
     min_lr_ratio: float = 0.0,
 ) -> LambdaLR:
-    """Rise linearly, then fall along a cosine (Loshchilov and Hutter, 2017).
+    """Return a schedule that rises linearly, then falls along a cosine (Loshchilov and Hutter, 2017).
 
     Args:
         optimizer: Whose rate to scale.
@@ -46,7 +46,7 @@ def linear_schedule(
     num_warmup_steps: int = 0,
     min_lr_ratio: float = 0.0,
 ) -> LambdaLR:
-    """Rise linearly, then fall linearly to `min_lr_ratio` at `num_training_steps`.
+    """Return a schedule that rises, then falls linearly to `min_lr_ratio` at `num_training_steps`.
 
     Args:
         optimizer: Whose rate to scale.
@@ -62,7 +62,7 @@ def linear_schedule(
 
 
 def constant_schedule(optimizer: Optimizer, *, num_warmup_steps: int = 0) -> LambdaLR:
-    """Rise linearly over `num_warmup_steps`, then stay.
+    """Return a schedule that rises linearly over `num_warmup_steps`, then stays.
 
     Args:
         optimizer: Whose rate to scale.
@@ -79,7 +79,7 @@ def wsd_schedule(
     num_warmup_steps: int = 0,
     min_lr_ratio: float = 0.0,
 ) -> LambdaLR:
-    """Rise, stay, and fall linearly at the end: warm-up, stable, decay (Hu et al., 2024, MiniCPM).
+    """Return a schedule of warm-up, stable, decay (Hu et al., 2024, MiniCPM): up, level, down.
 
     Args:
         optimizer: Whose rate to scale.
