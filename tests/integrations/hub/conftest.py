@@ -1,5 +1,6 @@
 """Two small runs, an adapter's and one of all weights, with a base that came from the hub."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+from fake_hub.server import TOKEN, FakeHub
 from torchtune.testing import tiny_checkpoint, tiny_rows
 from torchtune_recipes import catalog
 
@@ -74,3 +76,14 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if not os.environ.get("HF_ENDPOINT", "").startswith("http://127.0.0.1"):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def hub(fake_hub: FakeHub, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """A hub that has the base, where `tester` is logged in, and nobody waits to try again."""
+    fake_hub.add("acme/llama-tiny", runs.base)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    if importlib.util.find_spec("transformers"):  # it remembers the hub of a test before
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    return fake_hub
