@@ -9,11 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "packages" / "torchtune-recipes" / "src" / "torchtune_recipes" / "recipes"
-PAGES = {"full": "sft", "lora": "sft", "generate": "generate"}
 
 
 def text(page: str) -> str:
-    return (ROOT / "docs" / f"recipe_{page}.md").read_text(encoding="utf-8")
+    return (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+
+
+def shown_in(page: str) -> str:
+    """Return the name of the recipe whose file a page includes."""
+    return re.findall(r"^```{literalinclude} \S+/recipes/(\w+)\.py$", text(page), re.M)[0]
+
+
+PAGES = {path.stem: shown_in(path.stem) for path in sorted(ROOT.glob("docs/recipe_*.md"))}
 
 
 def defined(recipe: str) -> set[str]:

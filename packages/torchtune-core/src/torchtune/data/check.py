@@ -206,8 +206,8 @@ class CheckSummary:
         rows: How many there were.
         tokens: Tokens of all rows.
         supervised: Those of them that train.
-        cut: Rows longer than ``max_seq_len``.
-        lengths: Tokens of each row.
+        cut: Rows that ``max_seq_len`` cut.
+        lengths: Tokens of each row before it was cut.
         faulty: Rows with at least one fault.
         faults: How often each fault was found, by its name.
     """
