@@ -1,9 +1,11 @@
 """Sphinx reads this: `hatch run docs`."""
 
+import json
 import sys
 
 import torchtune
 import torchtune_recipes
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.pycode import ModuleAnalyzer
 
 project = "torchtune"
@@ -15,8 +17,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+source_suffix = {".md": "markdown", ".ipynb": "notebook"}
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"torchtune {release}"
 html_show_sourcelink = False
@@ -53,6 +55,27 @@ def document_data(app, what, name, thing, options, lines):
             lines[:] = comments["", short]
 
 
+class NotebookParser(MystParser):
+    """Read a notebook as the page that its cells are, each with the text that it printed."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring, document):
+        """Hand the cells on as Markdown."""
+        cells = map(self.page_of, json.loads(inputstring)["cells"])
+        super().parse("\n\n".join(cells), document)
+
+    @staticmethod
+    def page_of(cell):
+        """Return the Markdown of one cell."""
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            return source
+        printed = "".join("".join(each.get("text", "")) for each in cell["outputs"])
+        return f"```python\n{source}\n```\n" + (f"\n```text\n{printed}```\n" if printed else "")
+
+
 def setup(app):
-    """Connect what autodoc cannot find by itself."""
+    """Connect what autodoc cannot find by itself, and what reads notebooks."""
     app.connect("autodoc-process-docstring", document_data)
+    app.add_source_parser(NotebookParser)
