@@ -10,6 +10,7 @@ import torch
 from torchtune import training
 from torchtune.errors import ConfigError, TuneError
 from torchtune.models.llama import llama
+from torchtune.peft import lora
 from torchtune.training import Progress, StepMetrics
 
 TINY = dict(vocab_size=40, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=16,
@@ -38,6 +39,16 @@ def test_what_a_checkpoint_filled_keeps_its_value():
         model.model.embed_tokens.weight.fill_(7)
     training.init_weights(model, seed=1, skip={"model.embed_tokens.weight"})
     assert (model.model.embed_tokens.weight == 7).all()
+
+
+def test_the_base_begins_the_same_with_and_without_an_adapter():
+    plain, adapted = llama(**TINY), lora(llama(**TINY), rank=2)
+    for model in (plain, adapted):
+        training.init_weights(model, seed=1)
+    state = adapted.state_dict()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+    assert state["model.layers.0.self_attn.q_proj.weight"].std() > 0.01
 
 
 @pytest.mark.parametrize("fused", [None, True, False])

@@ -200,11 +200,13 @@ class RehearsalFolder(RunFolder):
         super().__init__(run.path / ".rehearsal.partial", run.world)
 
     def close(self) -> None:
-        """Delete the folder, on the main rank, and give the run's own free."""
+        """Delete the folder, and the run's own if nothing else was in it; give that one free."""
         super().close()
         if self.world.is_main:
             shutil.rmtree(self.path, ignore_errors=True)
         self._run.close()
+        if self.world.is_main and [path.name for path in self._run.path.iterdir()] == [LOCK]:
+            shutil.rmtree(self._run.path)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -57,16 +57,17 @@ class LoRALinear(nn.Linear):
         """The factor of the low-rank part."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def first_value(self, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def first_value(
+        self, name: str, shape: Sequence[int], generator: torch.Generator
+    ) -> Tensor | None:
         """Return the value of `shape`, fp32, that the adapter's parameter `name` begins with.
 
         `lora_a` is uniform within 1 / sqrt(in) (Kaiming's with a = sqrt(5), as in PEFT), drawn from
-        `generator`; `lora_b` is 0.
+        `generator`; `lora_b` is 0. None for the base's own, which begins as without an adapter.
         """
-        if not name.endswith("lora_a"):
+        if name.endswith("lora_b"):
             return torch.zeros(*shape)
-        bound = 1 / math.sqrt(self.in_features)
-        return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
+        return _first_a(shape, generator) if name.endswith("lora_a") else None
 
     def delta(self) -> Tensor:
         """Return `scale * B A [out, in]` in the adapter's dtype, multiplied in fp32."""
@@ -192,4 +193,10 @@ def _fill(model: nn.Module, seed: int) -> None:
         name = f"{layer_name}.lora_a"
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         with torch.no_grad():
-            layer.lora_a.copy_(layer.first_value(name, layer.lora_a.shape, generator))
+            layer.lora_a.copy_(_first_a(layer.lora_a.shape, generator))
+
+
+def _first_a(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return the value of `shape [rank, in]` that `lora_a` begins with."""
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(*shape).uniform_(-bound, bound, generator=generator)

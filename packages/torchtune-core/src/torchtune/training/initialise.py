@@ -19,7 +19,8 @@ def init_weights(model: nn.Module, *, seed: int, skip: Collection[str] = ()) -> 
     """Give parameters their first values from the seed and their name alone.
 
     So they are the same in every world and with or without an adapter. A module that has
-    `first_value(name, shape, generator)` is asked; matrices are otherwise normal, biases zero.
+    `first_value(name, shape, generator)` is asked; where it gives None, and in other modules,
+    matrices are normal and biases zero.
 
     Args:
         model: Whose parameters to fill, sharded or not.
@@ -39,8 +40,8 @@ def _first_value(
     module: nn.Module, name: str, shape: torch.Size, generator: torch.Generator
 ) -> Tensor:
     own = getattr(module, "first_value", None)
-    if callable(own):
-        value: Tensor = own(name, shape, generator)
+    value: Tensor | None = own(name, shape, generator) if callable(own) else None
+    if value is not None:
         return value
     if name == "bias":
         return torch.zeros(shape)
