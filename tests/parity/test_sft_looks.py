@@ -24,7 +24,7 @@ class Counting:
     def due(self, step, *, last):
         return last or step % self.every == 0
 
-    def __call__(self, model, tokenizer, world):
+    def __call__(self, model, tokenizer, world, *, few=False):
         self.calls += 1
         size = model.model.embed_tokens.weight.shape[0]
         return {"counting/calls": self.calls, "counting/vocabulary": size}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchtune.config import build
 from torchtune.data import Documents, auto_tokenizer, flat_batch
-from torchtune.distributed import join_world, shard
+from torchtune.distributed import World, join_world, shard
 from torchtune.errors import ConfigError, MissingError
 from torchtune.losses import LinearCrossEntropy
 from torchtune.models import from_pretrained
@@ -64,6 +64,16 @@ def test_every_process_has_the_figures_of_the_command(runs, story_model, task_fo
     for ((first, second), _, _), _ in runs:
         assert first == pytest.approx(wanted, rel=1e-5)  # an untrained adapter changes nothing
         assert second["rolling/word_perplexity"] != first["rolling/word_perplexity"]
+
+
+def test_a_rehearsal_scores_two_documents_of_each_task(story_model, task_folder):
+    evaluator = Evaluator(["local_arc_easy"], include_path=str(task_folder))
+    model = from_pretrained(story_model, dtype=torch.float32)
+    found = evaluator(model, auto_tokenizer(story_model), World(), few=True)
+    tasks = load_tasks(["local_arc_easy"], include_path=task_folder)
+    settings = Settings(limit=2, bootstrap=100)
+    wanted = figures(evaluate_checkpoint(story_model, tasks, settings, terminal=None))
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_run_goes_on_as_if_nothing_had_been_evaluated(runs):

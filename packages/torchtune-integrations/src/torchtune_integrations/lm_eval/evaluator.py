@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluator"]
 
+FEW = 2
 BOOTSTRAP = 100
 """Draws for the error of a metric without a formula: in a run it must not take long."""
 
@@ -71,13 +72,16 @@ class Evaluator:
         """Say whether it is time after `step` optimizer steps; `last` is the end of the run."""
         return last or (self._every is not None and step % self._every == 0)
 
-    def __call__(self, model: "nn.Module", tokenizer: Tokenizer, world: World) -> dict[str, float]:
+    def __call__(
+        self, model: "nn.Module", tokenizer: Tokenizer, world: World, *, few: bool = False
+    ) -> dict[str, float]:
         """Return figures such as ``arc_easy/acc`` and ``arc_easy/acc_stderr``.
 
         Args:
             model: A `Decoder`, sharded or not.
             tokenizer: The model's.
             world: The processes; all must call this.
+            few: Score two documents of each task, whatever `limit` says.
 
         Raises:
             MissingError: E-CHAT-TEMPLATE: chats are wanted, and the tokenizer has no template.
@@ -90,7 +94,8 @@ class Evaluator:
         from torchtune_integrations.lm_eval.model import TorchtuneLM
         from torchtune_integrations.lm_eval.results import figures
 
-        settings = Settings(limit=self._limit, chat=self._chat, bootstrap=BOOTSTRAP)
+        limit = FEW if few else self._limit
+        settings = Settings(limit=limit, chat=self._chat, bootstrap=BOOTSTRAP)
         form = ChatFormat(tokenizer) if self._chat and tokenizer.chat_template else None
         batch_tokens = self._batch_tokens or default_batch_tokens(world.device)
         lm = TorchtuneLM(

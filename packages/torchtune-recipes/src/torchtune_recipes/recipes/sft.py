@@ -325,7 +325,7 @@ class SFTRecipe:
                 figures["val_loss"] = self._validate(self.held_out)
             self._sample(p.sample_prompts)
         if self.evaluator is not None and (at_once or self.evaluator.due(step, last=last)):
-            figures |= self.evaluator(self.model, self.form.tokenizer, self.world)
+            figures |= self.evaluator(self.model, self.form.tokenizer, self.world, few=at_once)
         return figures
 
     def _validate(self, held_out: data.Documents) -> float:
