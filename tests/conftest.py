@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist has a worker for each core
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))  # for `fake_hub`, which several folders of tests import
 pytest_plugins = ["fake_hub.fixtures"]

@@ -27,6 +27,9 @@ from torchtune_recipes import catalog
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/*.md"))]
 BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(sh|python|yaml|json|text)\n(.*?)^```$", re.M | re.S)
+EVERY_TIME = {"README.md", "docs/getting_started.md", "docs/data.md", "docs/recipes.md"}
+"""Pages that the default suite runs, one for each kind of reader; the others run with the slow tests."""
+
 RUNNERS = {"sh": ("bash", "-euo", "pipefail", "-c"), "python": (sys.executable, "-c")}
 
 
@@ -71,10 +74,18 @@ def run(block: Block, folder: Path) -> None:
     assert done.returncode == expected, f"{block.code}\n{done.stdout}\n{done.stderr}"
 
 
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def each_time_or_slow(page: Path):
+    return pytest.param(page, marks=[] if name(page) in EVERY_TIME else [pytest.mark.slow])
+
+
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(map(wanted, blocks(page)))],
-    ids=lambda page: page.relative_to(ROOT).as_posix(),
+    [each_time_or_slow(page) for page in PAGES if any(map(wanted, blocks(page)))],
+    ids=name,
 )
 def test_what_a_page_says_runs(page, folder):
     for block in filter(wanted, blocks(page)):
@@ -99,7 +110,7 @@ def configs(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if configs(page)],
-    ids=lambda page: page.relative_to(ROOT).as_posix(),
+    ids=name,
 )
 def test_a_config_on_a_page_has_no_fault(page, tmp_path):
     for recipe, text in configs(page):
@@ -121,7 +132,7 @@ def test_a_page_names_keys_and_tests_that_exist():
     assert ours - keys - {"sft", "column_map", "o_proj", "lm_head"} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_between_pages_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -64,6 +65,14 @@ class Terminal:
     def type(self, text):
         os.write(self.main, text.encode())
 
+    def press(self, key, text):
+        """Press a key until `text` comes: at the prompt, readline may not listen to signals yet."""
+        for _ in range(30):
+            self.type(key)
+            with suppress(AssertionError):
+                return self.wait_for(text, seconds=2)
+        raise AssertionError(self.seen)
+
     def wait_for(self, text, seconds=90):
         """Read until `text` comes after what was waited for before."""
         end = time.monotonic() + seconds
@@ -119,8 +128,7 @@ def test_a_person_stops_an_answer_and_asks_on(terminal, shared, tmp_path):
     chat.type("/help\n")
     chat.wait_for("/reset")
     chat.wait_for("> ")
-    chat.type("\x03")
-    chat.wait_for("Ctrl-D or /quit ends the chat")
+    chat.press("\x03", "Ctrl-D or /quit ends the chat")
     chat.type("\x04")
     chat.wait_for("next: tune evaluate")
     assert chat.process.wait(timeout=30) == 0
