@@ -178,12 +178,15 @@ def test_a_row_without_a_prompt_is_named_by_its_line(text, line, base, answers, 
 
 def test_a_name_stands_for_what_was_downloaded(base, answers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(base, "models/Tiny-1B")
+    folder = shutil.copytree(base, "models/Tiny-1B")
+    source = {"repo": "someone/Tiny-1B", "revision": "0" * 40}
+    (Path(folder) / "hub_source.json").write_text(json.dumps(source))
     wanted = transformers_answers(base)
     for name in ("Tiny-1B", "someone/Tiny-1B", "./models/Tiny-1B"):
         assert answers(checkpoint=None, model=name) == wanted
-    with pytest.raises(MissingError, match="Other-1B"):
-        answers(checkpoint=None, model="someone/Other-1B")
+    for name in ("someone/Other-1B", "another/Tiny-1B"):
+        with pytest.raises(MissingError, match=name):
+            answers(checkpoint=None, model=name)
 
 
 def test_penalty_and_stop_text_are_those_of_transformers(base, answers):

@@ -9,7 +9,7 @@ from torchtune.checkpoint.found import (
     read_adapter_config,
     run_info,
 )
-from torchtune.checkpoint.hub_download import download, hub_source
+from torchtune.checkpoint.hub_download import download, download_folder, hub_source
 from torchtune.checkpoint.lines import cut_lines
 from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.merging import merge_adapter
@@ -28,6 +28,7 @@ __all__ = [
     "damaged_files",
     "describe",
     "download",
+    "download_folder",
     "find_checkpoint",
     "hub_source",
     "latest_step",

@@ -4,15 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torchtune.checkpoint.hub_download import download_folder, hub_source
 from torchtune.checkpoint.manifest import latest_step
 from torchtune.checkpoint.training_state import read_info
 from torchtune.checkpoint.weights import weights_digest
 from torchtune.errors import ConfigError, MissingError
 
 __all__ = ["FoundCheckpoint", "find_checkpoint", "read_adapter_config", "run_info"]
-
-DOWNLOADS = Path("models")
-"""Where ``tune download`` puts a model, under the last part of its name on the hub."""
 
 
 class FoundCheckpoint(NamedTuple):
@@ -40,7 +38,7 @@ def find_checkpoint(
     Args:
         checkpoint: A run's output folder (its latest step is taken), a step folder, an adapter in
             PEFT's format, or a model in Hugging Face's. Where there is no such folder, the name of
-            a model that ``tune download`` has put into ``./models``.
+            a model that ``tune download`` has put into ``./models``: its last part, or all of it.
         base: The adapter's base; None looks where its adapter_config.json says and, for a hub id,
             in ``./models/NAME``, where ``tune download`` puts it.
         check_base: Compare the base's weights with those that the adapter was trained on, where
@@ -67,8 +65,12 @@ def find_checkpoint(
 
 
 def _by_path_or_name(given: Path) -> Path:
-    downloaded = DOWNLOADS / given.name
-    return given if given.exists() or not downloaded.is_dir() else downloaded
+    if given.exists():
+        return given
+    name = given.as_posix()  # a path that merely ends in a model's name is not that model's name
+    folder = download_folder(name)
+    named = name in (given.name, (hub_source(folder) or {}).get("repo"))
+    return folder if named and folder.is_dir() else given
 
 
 def _check_is_model(folder: Path) -> None:
@@ -82,14 +84,16 @@ def _check_is_model(folder: Path) -> None:
 
 def _find_base(folder: Path, given: str | Path | None) -> Path:
     said = str(given or read_adapter_config(folder).get("base_model_name_or_path") or "?")
-    places = [Path(said).expanduser()]
-    if given is None and said.count("/") == 1:
-        places.append(DOWNLOADS / said.rpartition("/")[2])
+    places, is_id = [Path(said).expanduser()], given is None and said.count("/") == 1
+    if is_id:
+        downloaded = download_folder(said)
+        if (hub_source(downloaded) or {}).get("repo", said) == said:  # not another one's namesake
+            places.append(downloaded)
     for place in places:
         if (place / "config.json").is_file():
             return place
     do = "say where it is: --base DIR"
-    if len(places) > 1:
+    if is_id:
         do += f"; or `tune download {said}`"
     what = f"the adapter's base is not at {said!r}"
     raise MissingError("E-BASE", what, where=str(folder), do=do)

@@ -14,7 +14,7 @@ from torchtune.checkpoint.hub_errors import OUT_OF_REACH, gated, hub_errors
 from torchtune.checkpoint.hub_files import HubFile, chosen_files, damage
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["download", "hub_source"]
+__all__ = ["download", "download_folder", "hub_source"]
 
 SOURCE = "hub_source.json"
 _LIBRARY = Path(".cache", "huggingface")  # what huggingface_hub notes of a folder, to go on later
@@ -77,6 +77,11 @@ def download(
             raise
         _say(f"{error.what}\nall of {repo} that was asked for is in {folder} already")
     return folder
+
+
+def download_folder(repo: str) -> Path:
+    """Return where ``tune download`` puts a model: in ``./models``, under the last part of `repo`."""
+    return Path("models", repo.rpartition("/")[2])
 
 
 def hub_source(folder: str | Path) -> dict[str, Any] | None:

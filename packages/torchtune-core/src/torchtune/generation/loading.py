@@ -15,9 +15,9 @@ from torchtune.errors import ConfigError, MissingError
 from torchtune.generation.packing import pack_linears
 from torchtune.models import auto
 from torchtune.modules import Decoder
-from torchtune.peft import adapter_names, lora_from_config
+from torchtune.peft import lora_from_config
 
-__all__ = ["DtypeName", "LoadedCheckpoint", "load_checkpoint"]
+__all__ = ["DtypeName", "LoadedCheckpoint", "load_checkpoint", "raw_ids"]
 
 DtypeName = Literal["auto", "bf16", "fp32"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -73,8 +73,13 @@ class LoadedCheckpoint:
                 raise ConfigError("E-PROMPT", f"{subject} is no raw text", where="raw")
             what = f"{subject} needs a chat template, and this checkpoint has none"
             raise MissingError("E-CHAT-TEMPLATE", what, where=str(self.folder))
-        begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
-        return [token for token in begin if token is not None] + self.tokenizer.encode(prompt)
+        return raw_ids(self.tokenizer, prompt)
+
+
+def raw_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text that is continued as it stands, begun as the tokenizer begins one."""
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    return begin + tokenizer.encode(text)
 
 
 def load_checkpoint(
@@ -107,10 +112,7 @@ def load_checkpoint(
         if found.is_adapter:
             lora_from_config(model, files.read_adapter_config(found.folder))
     model = model.to(weights_dtype).to_empty(device=device)
-    adapter = adapter_names(model)
-    files.load_model(model, found.base, skip=adapter)
-    if adapter:
-        files.load_adapter(model, found.folder, names=adapter)
+    files.load_step(model, base=found.base, step=found.folder if found.is_adapter else None)
     model = model.requires_grad_(False).eval()
     own = any((found.folder / file).is_file() for file in TOKENIZER_FILES)
     tokenizer = auto_tokenizer(found.folder if own else found.base)

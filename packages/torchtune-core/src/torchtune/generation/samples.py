@@ -8,6 +8,7 @@ from torchtune.checkpoint import on_main
 from torchtune.data import ChatFormat, Message
 from torchtune.distributed import World
 from torchtune.generation.generate import generate
+from torchtune.generation.loading import raw_ids
 from torchtune.modules import Decoder
 
 __all__ = ["write_samples"]
@@ -69,8 +70,7 @@ def _ids(form: ChatFormat, prompt: str) -> list[int]:
     tokenizer = form.tokenizer
     if tokenizer.chat_template is not None:
         return form.prompt([Message.task(prompt)])
-    begin = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
-    return begin + tokenizer.encode(prompt)
+    return raw_ids(tokenizer, prompt)
 
 
 def _append(path: Path, text: str) -> None:

@@ -14,8 +14,6 @@ from torchtune_integrations.hub.trained_model import TrainedModel, read_records
 __all__ = ["BaseModel", "find_base", "is_repo"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
-DOWNLOADS = Path("models")
-"""Where ``tune download`` puts models."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,12 @@ def _lineage(model: TrainedModel) -> Iterator[Path]:
 
     A model that no run of ours made is its own: what lies in its folder may tell.
     """
-    from torchtune.checkpoint import latest_step
+    from torchtune.checkpoint import download_folder, latest_step
 
     seen: set[Path] = set()
     made, said = model, _said(model) or str(model.folder)
     while said:
-        folder = DOWNLOADS / said.rpartition("/")[2] if is_repo(said) else Path(said).expanduser()
+        folder = download_folder(said) if is_repo(said) else Path(said).expanduser()
         folder = (latest_step(folder) or folder).resolve()
         if folder in seen or not _began_from(made, folder):
             return

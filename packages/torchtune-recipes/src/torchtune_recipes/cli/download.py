@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Download, print the folder, and say what to type next."""
-    from torchtune.checkpoint import download
+    from torchtune.checkpoint import download, download_folder
 
     from torchtune_recipes.downloads import what_next
 
-    folder = args.output_dir or Path("models", args.repo.rpartition("/")[2])
+    folder = args.output_dir or download_folder(args.repo)
     patterns = {"include": args.include_patterns, "exclude": args.ignore_patterns}
     signal.signal(signal.SIGINT, _leave)
     download(args.repo, folder, revision=args.revision, token=args.token, **patterns)

@@ -36,9 +36,8 @@ class GenerateParams:
     # a run's output folder (its latest step is taken), a step folder, an adapter of PEFT's, or a
     # model in Hugging Face format
     checkpoint: str | None = None
-    model: str | None = (
-        None  # instead: the name of a model in ./models, where `tune download` puts it
-    )
+    # instead: the name of a model in ./models, where `tune download` puts it
+    model: str | None = None
     base: str | None = None  # the base's folder; null: where the adapter says that it is
     # --- prompt
     prompt: str | list[str] | None = None  # the text, or several texts
