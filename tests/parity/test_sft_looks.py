@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,17 @@ def test_a_rehearsal_finds_what_a_run_would_end_with(runs):
     _, said = command.communicate(timeout=300)
     assert command.returncode == 2
     assert "E-FOLDER-HAS-RUN" in said
+
+
+def test_ctrl_c_ends_a_rehearsal_at_once(runs):
+    command = runs.start("out", "max_steps=9", "--rehearse")
+    while not (runs.folder / "out/.rehearsal.partial/step_000001").exists():
+        assert command.poll() is None
+        time.sleep(0.01)
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=60)
+    assert (command.returncode, "all well" in said) == (130, False)
+    assert len(runs.run("out", "max_steps=1")) == 1  # what it left is cleared away
 
 
 class Saves:

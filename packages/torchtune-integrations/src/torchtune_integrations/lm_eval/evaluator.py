@@ -5,16 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
-from torchtune.data import ChatFormat, Tokenizer
-from torchtune.distributed import World
 from torchtune.errors import ConfigError
-from torchtune.modules import Decoder
 
 from torchtune_integrations.lm_eval.installed import check_installed
 
 if TYPE_CHECKING:
     from torch import nn
-
+    from torchtune.data import Tokenizer
+    from torchtune.distributed import World
+    from torchtune.modules import Decoder
 
 __all__ = ["Evaluator"]
 
@@ -73,7 +72,7 @@ class Evaluator:
         return last or (self._every is not None and step % self._every == 0)
 
     def __call__(
-        self, model: "nn.Module", tokenizer: Tokenizer, world: World, *, few: bool = False
+        self, model: "nn.Module", tokenizer: "Tokenizer", world: "World", *, few: bool = False
     ) -> dict[str, float]:
         """Return figures such as ``arc_easy/acc`` and ``arc_easy/acc_stderr``.
 
@@ -86,6 +85,8 @@ class Evaluator:
         Raises:
             MissingError: E-CHAT-TEMPLATE: chats are wanted, and the tokenizer has no template.
         """
+        from torchtune.data import ChatFormat
+
         from torchtune_integrations.lm_eval.evaluation import (
             Settings,
             default_batch_tokens,
@@ -99,7 +100,7 @@ class Evaluator:
         form = ChatFormat(tokenizer) if self._chat and tokenizer.chat_template else None
         batch_tokens = self._batch_tokens or default_batch_tokens(world.device)
         lm = TorchtuneLM(
-            cast(Decoder, model), tokenizer, form, batch_tokens=batch_tokens, world=world
+            cast("Decoder", model), tokenizer, form, batch_tokens=batch_tokens, world=world
         )
         was_training = model.training
         model.eval()

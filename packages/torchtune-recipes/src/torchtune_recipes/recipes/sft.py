@@ -134,6 +134,7 @@ class SFTRecipe:
         self.log = training.RunLog(speaks=self.world.is_main, every_n_steps=p.log_every_n_steps)
         self.run = checkpoint.RunFolder(p.output_dir, self.world, resume=p.resume_from_checkpoint)
         if p.rehearse:
+            self.stop.close()  # there is nothing to save: Ctrl-C ends at once
             self.run = checkpoint.RehearsalFolder(self.run)
         self.saved = checkpoint.read_info(self.run.resume_from) if self.run.resume_from else {}
         self.model = self._setup_model()
@@ -234,10 +235,8 @@ class SFTRecipe:
     def _plan_memory(self) -> training.MemoryPlan:
         p, longest = self.params, int(self.steps.documents.lengths.max())
         tokens = p.batch_size * (self.max_seq_len if p.packed else longest)
-        recompute = p.enable_activation_checkpointing
-        plan = training.plan_memory(
-            self.model, tokens=tokens, processes=self.world.size, recompute=recompute
-        )
+        size, recompute = self.world.size, p.enable_activation_checkpointing
+        plan = training.plan_memory(self.model, tokens=tokens, processes=size, recompute=recompute)
         self.log.say("model", f"{plan.parameters:,} parameters, {plan.trained:,} of them trained")
         self.log.say("memory", plan)
         self.log.say("note", training.rounding_note(self.optimizer))
@@ -352,7 +351,7 @@ class SFTRecipe:
 
     def _save_is_due(self) -> bool:
         p, step = self.params, self.progress.step
-        due = bool(p.save_every_n_steps) and step % (p.save_every_n_steps or 1) == 0
+        due = p.save_every_n_steps is not None and step % p.save_every_n_steps == 0
         return due or (p.keep_best and self.progress.best_step == step)
 
     def save_checkpoint(self) -> None:
