@@ -66,7 +66,7 @@ class Terminal:
         os.write(self.main, text.encode())
 
     def press(self, key, text):
-        """Press a key until `text` comes: at the prompt, readline may not listen to signals yet."""
+        """Press a key until `text` comes: between two lines readline does not listen to keys yet."""
         for _ in range(30):
             self.type(key)
             with suppress(AssertionError):
@@ -129,8 +129,8 @@ def test_a_person_stops_an_answer_and_asks_on(terminal, shared, tmp_path):
     chat.wait_for("/reset")
     chat.wait_for("> ")
     chat.press("\x03", "Ctrl-D or /quit ends the chat")
-    chat.type("\x04")
-    chat.wait_for("next: tune evaluate")
+    chat.wait_for("> ")
+    chat.press("\x04", "next: tune evaluate")
     assert chat.process.wait(timeout=30) == 0
 
 
