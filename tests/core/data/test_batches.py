@@ -3,7 +3,7 @@
 import pickle
 
 import torch
-from torchtune.data import Documents, flat_batch, idle_batch, split_documents
+from torchtune.data import Documents, flat_batch, idle_batch, pad_batch, split_documents
 
 
 def test_labels_are_shifted_once_and_stop_at_each_document():
@@ -31,6 +31,17 @@ def test_an_idle_batch_trains_nothing_and_counts_nothing():
     batch = idle_batch()
     assert (batch.supervised, batch.num_tokens, batch.lengths) == (0, 0, (1,))
     assert batch.labels.tolist() == [-100]
+
+
+def test_a_tail_fills_a_row_up_and_is_nobody_s_token():
+    batch = flat_batch(Documents.of([([5, 6, 7], [0, 1, 1]), ([8, 9], [0, 1])]), [0, 1])
+    padded = pad_batch(batch, 4)
+    assert padded.tokens.tolist() == [5, 6, 7, 8, 9, 0, 0, 0]
+    assert padded.labels.tolist() == [6, 7, -100, 9, -100, -100, -100, -100]
+    assert padded.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert (padded.lengths, padded.rows) == ((3, 2, 3), batch.rows)
+    assert (padded.num_tokens, padded.supervised) == (5, 3)
+    assert pad_batch(batch, 5) is batch
 
 
 def test_select_keeps_each_document_with_its_place():

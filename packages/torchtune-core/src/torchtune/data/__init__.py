@@ -1,6 +1,6 @@
 """From rows to flat micro-batches: sources, templates, tokens and labels, steps."""
 
-from torchtune.data.batch import IGNORED, Batch, flat_batch, idle_batch
+from torchtune.data.batch import IGNORED, Batch, flat_batch, idle_batch, pad_batch
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.chat_template import builtin_templates, find_template
 from torchtune.data.check import CheckedRow, CheckSummary, Fault, check_rows
@@ -53,6 +53,7 @@ __all__ = [
     "llama3_tiktoken",
     "load_rows",
     "open_sources",
+    "pad_batch",
     "permutation",
     "row_limit",
     "sentencepiece",

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchtune.data.documents import Documents
 
-__all__ = ["IGNORED", "Batch", "flat_batch", "idle_batch"]
+__all__ = ["IGNORED", "Batch", "flat_batch", "idle_batch", "pad_batch"]
 
 IGNORED = -100
 """The label of a position that trains nothing, as everywhere in PyTorch."""
@@ -37,8 +38,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Return how many tokens belong to rows of the data: ``T``, or 0 when idle."""
-        return sum(self.lengths) if self.rows else 0
+        """Return how many tokens belong to rows of the data: ``T`` less a tail, or 0 when idle."""
+        return sum(self.lengths[: len(self.rows)])
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return this micro-batch with its tensors on `device`."""
@@ -83,3 +84,26 @@ def idle_batch() -> Batch:
     """Return one token that trains nothing, for a process that has no rows left in this step."""
     zero = torch.zeros(1, dtype=torch.int64)
     return Batch(zero, torch.full_like(zero, IGNORED), zero.clone(), (1,), 0)
+
+
+def pad_batch(batch: Batch, multiple: int) -> Batch:
+    """Return `batch` with a tail that trains nothing, where its length is no multiple of `multiple`.
+
+    The tail, of token 0, is a document of its own, which no other one sees: losses and gradients are
+    those of `batch`. Tensor and context parallel need it, as each process takes an equal part.
+
+    Args:
+        batch: Any micro-batch; returned itself where its length fits.
+        multiple: What the number of tokens is to be divisible by.
+    """
+    tail = -len(batch.tokens) % multiple
+    if not tail:
+        return batch
+    places = torch.arange(tail, device=batch.positions.device)
+    return replace(
+        batch,
+        tokens=F.pad(batch.tokens, (0, tail)),
+        labels=F.pad(batch.labels, (0, tail), value=IGNORED),
+        positions=torch.cat((batch.positions, places)),
+        lengths=(*batch.lengths, tail),
+    )
