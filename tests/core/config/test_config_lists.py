@@ -1,10 +1,10 @@
 """A key that takes one component or several: names, mappings, files and lines, what is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
-from torchtune.config import Component, TuneArgumentParser, resolved_yaml, validate
+from torchtune.config import Component, TuneArgumentParser, checks, resolved_yaml, validate
 from torchtune.errors import TuneError
 
 
@@ -14,6 +14,12 @@ class Params:
 
     optimizer: Component | list[Component] | None = None  # one or several
     loss: Component | None = None  # one alone
+    texts: list[str] = field(default_factory=list)  # plain ones
+    names: list[str] | None = None  # keys
+
+    def __post_init__(self) -> None:
+        with checks(self) as check:
+            check.names_keys("names")
 
 
 def parse(*words: str) -> Params:
@@ -84,3 +90,16 @@ def test_an_argument_of_an_item_is_not_set_from_outside(faults):
     (fault,) = faults("optimizer: [sgd]\n", "optimizer.lr=1")
     assert fault.code == "E-CONFIG-KEY"
     assert fault.exit_code == 2
+
+
+def test_the_flag_of_a_list_may_stand_several_times():
+    assert parse("--texts", "Hello, you", "--texts", "7").texts == ["Hello, you", "7"]
+    assert parse("texts=[a]", "--texts=b", "--texts", "[c, d]").texts == ["a", "b", "c", "d"]
+    assert parse("--texts", "a", "texts=[b]").texts == ["b"]
+
+
+def test_a_list_of_keys_names_keys_of_the_params():
+    assert parse("--names", "loss,optimizer.lr").names == ["loss,optimizer.lr"]
+    with pytest.raises(TuneError, match="there is no key 'los'") as caught:
+        parse("--names", "optimizer,los")
+    assert caught.value.do == "did you mean 'loss'?"

@@ -76,8 +76,20 @@ def _flag(flag: str, queue: list[str], keys: Mapping[str, Key], found: Arguments
         found.config = text
     elif name == "trust":
         found.trust.append(text)
+    elif name in keys and keys[name].listed:
+        _add_item(name, read_value(text), found)
     else:
         found.changes.append((name, read_value(text)))
+
+
+def _add_item(name: str, value: Node, found: Arguments) -> None:
+    """Let a list's flag stand several times: each adds an item, or all of ``[one, two]``."""
+    items = value.value if isinstance(value.value, list) else [value]
+    lists = [node for key, node in found.changes if key == name and node is not None]
+    if lists and isinstance(lists[-1].value, list):
+        lists[-1].value.extend(items)
+    else:
+        found.changes.append((name, Node(items, COMMAND_LINE)))
 
 
 def _next(queue: list[str], boolean: bool) -> str | None:

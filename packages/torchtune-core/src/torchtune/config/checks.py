@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
+from torchtune.config.names import nearest, split_names
 from torchtune.errors import ConfigError, Faults, TuneError
 
 __all__ = ["Checks", "checks"]
@@ -35,6 +37,16 @@ class Checks:
         """Note a fault of `key` unless `condition` holds: `what` is wrong, and what to `do`."""
         if not condition:
             self.faults.append(ConfigError("E-CONFIG-VALUE", what, where=key, do=do))
+
+    def names_keys(self, key: str) -> None:
+        """Note a fault of each item of the list `key` that names no key of the params.
+
+        Items may hold several names with commas between them, and be dotted.
+        """
+        known = [field.name for field in fields(self.params)]  # type: ignore[arg-type]
+        for name in split_names(self.value(key)):
+            first = name.partition(".")[0]
+            self.that(first in known, key, f"there is no key {first!r}", nearest(first, known))
 
     def at_least(self, key: str, minimum: float) -> None:
         """Note a fault unless the key's value is `minimum` or more; NaN is a fault."""

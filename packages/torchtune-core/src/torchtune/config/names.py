@@ -1,9 +1,14 @@
-"""The nearest right name for a wrong one."""
+"""Names of keys: lists of them, and the nearest right one for a wrong one."""
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["nearest"]
+__all__ = ["nearest", "split_names"]
+
+
+def split_names(items: Iterable[str] | None) -> list[str]:
+    """Return the names in `items`, each of which may be several with commas between them."""
+    return [name.strip() for item in items or () for name in item.split(",") if name.strip()]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torchtune.config.registry import locate
 from torchtune.config.schema import keys_of
 from torchtune.config.signature import COMPONENT, RUNTIME, component_signature
 
-__all__ = ["resolved_yaml"]
+__all__ = ["resolved", "resolved_yaml"]
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -30,16 +30,23 @@ def resolved_yaml(params: object) -> str:
     Args:
         params: A Params object, as the parser made it.
     """
+    values = _escaped(resolved(params))
+    return yaml.dump(values, Dumper=ConfigDumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def resolved(params: object) -> dict[str, Any]:
+    """Return what `resolved_yaml` writes, as plain values: null, numbers, text, lists, mappings.
+
+    Args:
+        params: A Params object, as the parser made it.
+    """
     keys = keys_of(type(params))
     values = {field.name: getattr(params, field.name) for field in fields(params)}  # type: ignore[arg-type]
-    written = {
-        name: _component(value, key.slot, keys) if key.slot else value
+    return {
+        name: _plain(_component(value, key.slot, keys) if key.slot else value)
         for name, key in keys.items()
         for value in [values[name]]
     }
-    return yaml.dump(
-        _plain(written), Dumper=ConfigDumper, sort_keys=False, allow_unicode=True, width=1000
-    )
 
 
 def _component(value: Any, slot: str, offered: Collection[str]) -> Any:
@@ -83,13 +90,21 @@ def _expressible(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as YAML has it; text that looks like an interpolation is escaped."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(map(_plain, value))
-    if isinstance(value, Path):
-        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _escaped(value: Any) -> Any:
+    """Return a plain value with text that looks like an interpolation escaped."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
     return value.replace("${", "\\${") if isinstance(value, str) else value

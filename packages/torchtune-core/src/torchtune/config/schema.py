@@ -57,6 +57,14 @@ class Key:
         return any(get_origin(strip(member)) is list for member in [kind, *get_args(kind)])
 
     @property
+    def listed(self) -> bool:
+        """Whether the key is a list of plain values and nothing else: its flag adds an item."""
+        kind = strip(self.type)
+        members = [kind] if get_origin(kind) is list else [strip(k) for k in get_args(kind)]
+        kinds = [get_origin(member) for member in members if member is not type(None)]
+        return not self.slot and kinds == [list]
+
+    @property
     def scalar(self) -> bool:
         """Whether the key is also a flag that takes one word: all but lists and mappings."""
         members = [strip(kind) for kind in get_args(strip(self.type)) or [strip(self.type)]]
