@@ -92,7 +92,8 @@ def cut_and_join(world):
 
     full = torch.arange(15.0).reshape(5, 3)
     other = init_device_mesh("cpu", (world.size,), mesh_dim_names=("other",))
-    layouts = [(world.mesh, Shard(0)), (other, Shard(1)), (world.mesh, Replicate()), None]
+    mine = world.mesh["data_shard"]
+    layouts = [(mine, Shard(0)), (other, Shard(1)), (mine, Replicate()), None]
     parameters, filled = [], []
     for layout in layouts:
         empty = torch.zeros(5, 3)

@@ -29,6 +29,7 @@ from torchtune.config.checks import Checks, checks
 from torchtune.config.editor_schema import json_schema
 from torchtune.config.files import lacks_files
 from torchtune.config.names import nearest
+from torchtune.config.parallel import Parallel
 from torchtune.config.parser import TuneArgumentParser
 from torchtune.config.recipe_file import read_params
 from torchtune.config.registry import allowed_names, locate, trust
@@ -41,6 +42,7 @@ __all__ = [
     "MISSING",
     "Checks",
     "Component",
+    "Parallel",
     "TuneArgumentParser",
     "allowed_names",
     "build",

@@ -1,12 +1,15 @@
 """Cutting a model over the processes of a world."""
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from torchtune.distributed.precision import compute_in
 from torchtune.distributed.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["shard"]
 
@@ -35,15 +38,30 @@ def shard(
         reshard_after_forward: Give a block's whole weights back between forward and backward.
             What lies outside of the blocks is kept, as backward begins with it.
     """
-    if world.size > 1:
-        _fully_shard(model, world, compute_dtype, reshard_after_forward)
+    if world.mesh is not None:
+        _fully_shard(model, _sharding_mesh(world.mesh), compute_dtype, reshard_after_forward)
     elif compute_dtype is not None:
         compute_in(model, compute_dtype)
     return model
 
 
+def _sharding_mesh(mesh: "DeviceMesh") -> "DeviceMesh":
+    """Return the processes to shard over, in groups that each hold the whole where there are some.
+
+    Processes that cut a row between them (`context`) have gradients to add up as those that cut a
+    step's rows have, and so shard the weights together.
+    """
+    names: tuple[str, ...] = ("data_shard",)
+    if mesh["context"].size() > 1:
+        mesh["data_shard", "context"]._flatten("shard")
+        names = ("shard",)
+    if mesh["data_replicate"].size() > 1:
+        names = ("data_replicate", *names)
+    return mesh[names]
+
+
 def _fully_shard(
-    model: nn.Module, world: World, compute_dtype: torch.dtype | None, reshard: bool
+    model: nn.Module, mesh: "DeviceMesh", compute_dtype: torch.dtype | None, reshard: bool
 ) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -53,8 +71,8 @@ def _fully_shard(
     )
     blocks: Any = model.blocks
     for block in blocks:
-        fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():  # the root's setting does not reach its children
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

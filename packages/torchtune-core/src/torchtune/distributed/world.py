@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from torchtune.config import Parallel
 from torchtune.distributed.devices import choose_device, device_facts
 from torchtune.distributed.launcher_watch import (
     end_with_launcher,
@@ -16,6 +18,7 @@ from torchtune.distributed.launcher_watch import (
 )
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["World", "join_world"]
@@ -35,13 +38,17 @@ class World:
         rank: This process's number, from 0.
         size: How many processes there are.
         device: Where this process computes.
-        mesh: The devices in their arrangement, with one dimension ``data``; None for one process.
+        mesh: The devices in their arrangement, always with the four dimensions of
+            `torchtune.config.Parallel`, outermost first; None for one process.
+        data_group: The processes at this one's place in `context` and `tensor`, which hold the
+            other shares of the data; None where that is all.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: "DeviceMesh | None" = None
+    data_group: "ProcessGroup | None" = None
 
     @property
     def is_main(self) -> bool:
@@ -51,25 +58,51 @@ class World:
     @property
     def data_rank(self) -> int:
         """The number of this process's share of each step's rows."""
-        return self.mesh.get_local_rank("data") if self.mesh else 0
+        return self._place("data_replicate") * self._size("data_shard") + self._place("data_shard")
 
     @property
     def data_size(self) -> int:
         """In how many shares the rows of a step are cut."""
-        return self.mesh["data"].size() if self.mesh else 1
+        return self._size("data_replicate") * self._size("data_shard")
+
+    @property
+    def context_size(self) -> int:
+        """In how many parts the tokens of a micro-batch are cut."""
+        return self._size("context")
+
+    @property
+    def tensor_size(self) -> int:
+        """In how many parts a matrix is cut."""
+        return self._size("tensor")
+
+    @property
+    def seed_offset(self) -> int:
+        """What to add to a seed so that only processes of one `tensor` group draw the same numbers.
+
+        They compute on the same activations, so that a dropout mask must be the same on each.
+        """
+        return self.data_rank * self.context_size + self._place("context")
+
+    def _place(self, dimension: str) -> int:
+        return self.mesh.get_local_rank(dimension) if self.mesh else 0
+
+    def _size(self, dimension: str) -> int:
+        return self.mesh[dimension].size() if self.mesh else 1
 
     def sum(self, value: Figure) -> Figure:
-        """Return `value` added up over all processes, in the form it came in.
+        """Return `value` added up over the shares of the data, in the form it came in.
 
-        Integers are added exactly (int64), Python floats in float64, tensors in their own dtype.
+        Processes that hold the same share, parts of it or parts of the model, count once, and give
+        the same `value`. Integers are added exactly (int64), Python floats in float64, tensors
+        in their own dtype.
         """
-        return self._reduce(value, "SUM")
+        return self._reduce(value, "SUM", self.data_group)
 
     def max(self, value: Figure) -> Figure:
         """Return the largest `value` of all processes, elementwise for a tensor."""
-        return self._reduce(value, "MAX")
+        return self._reduce(value, "MAX", None)
 
-    def _reduce(self, value: Figure, operation: str) -> Figure:
+    def _reduce(self, value: Figure, operation: str, group: "ProcessGroup | None") -> Figure:
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -77,10 +110,10 @@ class World:
         how = getattr(dist.ReduceOp, operation)
         if isinstance(value, Tensor):
             total = value.detach().clone()
-            dist.all_reduce(total, op=how)
+            dist.all_reduce(total, op=how, group=group)
             return total
         box = torch.tensor(value, dtype=_exact_dtype(value))
-        dist.all_reduce(box, op=how)
+        dist.all_reduce(box, op=how, group=group)
         number: Any = box.item()
         return number
 
@@ -110,7 +143,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every process has come this far."""
-        self.sum(0)
+        self.max(0)
 
     def close(self) -> None:
         """Leave; save and flush before. Not for a `finally`: after an error it would wait.
@@ -132,43 +165,78 @@ def _exact_dtype(value: int | float) -> torch.dtype:
     return torch.float64 if isinstance(value, float) else torch.int64
 
 
-def join_world(device: str = "auto") -> World:
+def join_world(
+    device: str = "auto",
+    parallel: Parallel | None = None,
+    *,
+    timeout_minutes: float | None = None,
+) -> World:
     """Join the processes that torchrun started (``RANK``, ``WORLD_SIZE``), or be alone.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``; see `choose_device`.
+        parallel: How the processes share the work; None cuts the weights over all of them.
+        timeout_minutes: How long a process waits for the others before it gives up; None is
+            torch's own: 10 on CUDA, 30 elsewhere.
 
     Returns:
         The world of this process. More than one process talk over gloo on CPU, and over NCCL
         for tensors on CUDA. An existing process group is used as it is.
 
     Raises:
-        ConfigError: No device has that name.
+        ConfigError: No device has that name, or `parallel` asks for another number of processes.
         MissingError: The device is missing, or there are more processes than devices.
     """
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    sizes = (parallel or Parallel()).sizes(size)
     local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
     place = choose_device(device, device_facts(), local_rank=local_rank, local_size=local_size)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     end_with_launcher()
     report_to_launcher()
-    if size > 1:
-        leave_at_once_when_done()
-    return World(rank, size, place, _make_mesh(place, size) if size > 1 else None)
+    if size == 1:
+        return World(device=place)
+    leave_at_once_when_done()
+    timeout = timedelta(minutes=timeout_minutes) if timeout_minutes else None
+    _meet(place, timeout)
+    mesh = _make_mesh(place, sizes, timeout)
+    return World(rank, size, place, mesh, _data_group(mesh, timeout))
 
 
 def _number(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
 
 
-def _make_mesh(device: torch.device, size: int) -> "DeviceMesh":
+def _meet(device: torch.device, timeout: timedelta | None) -> None:
     import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
 
     if not dist.is_initialized():
         cuda = device.type == "cuda"
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device if cuda else None
-        )
-    return init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+
+
+def _make_mesh(
+    device: torch.device, sizes: dict[str, int], timeout: timedelta | None
+) -> "DeviceMesh":
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    if timeout is not None:
+        for group in mesh.get_all_groups():  # they have torch's own, not that of all processes
+            group.set_timeout(timeout)
+    return mesh
+
+
+def _data_group(mesh: "DeviceMesh", timeout: timedelta | None) -> "ProcessGroup | None":
+    """Make the group of the processes that hold the other shares of the data."""
+    if mesh["context"].size() * mesh["tensor"].size() == 1:
+        return None
+    import torch.distributed as dist
+
+    own = None
+    for ranks in mesh.mesh.flatten(0, 1).flatten(1).T.tolist():  # each makes every group
+        group = dist.new_group(ranks, timeout=timeout)
+        own = group if dist.get_rank() in ranks else own
+    return own
