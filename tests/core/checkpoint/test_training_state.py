@@ -165,6 +165,20 @@ def test_a_schedule_that_came_or_went_is_refused(tmp_path):
     assert caught.value.where == "lr_scheduler"
 
 
+def test_new_settings_stay_and_running_means_come_back(tmp_path):
+    state = small(tmp_path)
+    adam = torch.optim.AdamW(state["model"].parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5**step)
+    given = {"optimizer": adam, "scheduler": schedule, "settings": False}
+    load_training_state(tmp_path, **state | given)
+    assert schedule.get_last_lr() == [0.5] == [group["lr"] for group in adam.param_groups]
+    for name, wanted in state["optimizer"].state_dict()["state"][0].items():
+        assert torch.equal(adam.state_dict()["state"][0][name], wanted)
+    sgd = torch.optim.SGD(state["model"].parameters(), lr=0.5)
+    load_training_state(tmp_path, **state | {"optimizer": sgd, "settings": False})
+    assert not sgd.state
+
+
 def test_a_folder_of_weights_alone_cannot_be_resumed(tmp_path):
     state = small(tmp_path / "full")
     with pytest.raises(MissingError, match="no training state"):

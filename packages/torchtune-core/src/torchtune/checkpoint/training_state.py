@@ -83,11 +83,11 @@ def load_training_state(
     optimizer: torch.optim.Optimizer,
     scheduler: "LRScheduler | None",
     world: "World",
+    settings: bool = True,
 ) -> dict[str, Any]:
     """Restore what `save_training_state` wrote, to the bit; return its `info`.
 
-    The random generators are restored only in a world of the size that saved them. Hyperparameters
-    of the optimizer come from the file, as the schedule's state belongs to them.
+    The random generators are restored only in a world of the size that saved them.
 
     Args:
         folder: A step folder.
@@ -96,6 +96,9 @@ def load_training_state(
         optimizer: Built as when saving, over the same parameters.
         scheduler: As when saving.
         world: The processes; of any size.
+        settings: Also restore the optimizer's numbers, such as its learning rate, and the schedule.
+            False leaves both as given and restores running means and the like alone, nothing for an
+            optimizer of another class.
 
     Raises:
         MissingError: The folder holds no training state, or a file is cut short.
@@ -105,9 +108,10 @@ def load_training_state(
     place = Path(folder) / FOLDER
     fields = _read_state(place / _STATE)
     tensors = read_weights(place / _OPTIMIZER)
-    _unpack_optimizer(fields["optimizer"], model, optimizer, tensors)
-    read = partial(_placed, tensors, world.device)
-    _restore_scheduler(fields["scheduler"], scheduler, read)
+    _unpack_optimizer(fields["optimizer"], model, optimizer, tensors, settings=settings)
+    if settings:
+        read = partial(_placed, tensors, world.device)
+        _restore_scheduler(fields["scheduler"], scheduler, read)
     if (place / _WEIGHTS).is_file():
         path = place / _WEIGHTS
         fill_all(_trainable(model), read_weights(path), where=str(path))
@@ -170,13 +174,21 @@ def _pack_optimizer(
 
 
 def _unpack_optimizer(
-    fields: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Weights
+    fields: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Weights,
+    *,
+    settings: bool,
 ) -> None:
-    _check_optimizer(fields, model, optimizer)
     optimizer.state.clear()
+    if not settings and fields["class"] != _class_name(optimizer):
+        return
+    _check_optimizer(fields, model, optimizer)
     for saved, group in zip(fields["groups"], optimizer.param_groups, strict=True):
-        options = partial(_placed, tensors, group["params"][0].device)
-        group.update(unpack(saved["options"], options))
+        if settings:
+            options = partial(_placed, tensors, group["params"][0].device)
+            group.update(unpack(saved["options"], options))
         for name, parameter in zip(saved["names"], group["params"], strict=True):
             if name in fields["state"]:
                 read = partial(_state_tensor, tensors, parameter)

@@ -1,7 +1,7 @@
 """Write params as the config that gives them again."""
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,10 +12,10 @@ import yaml
 from torchtune.config.convert import Converted, convert
 from torchtune.config.reader import ConfigDumper, Node
 from torchtune.config.registry import locate
-from torchtune.config.schema import keys_of
+from torchtune.config.schema import Key, keys_of
 from torchtune.config.signature import COMPONENT, RUNTIME, component_signature
 
-__all__ = ["resolved", "resolved_yaml"]
+__all__ = ["resolve", "resolved", "resolved_yaml"]
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -40,12 +40,16 @@ def resolved(params: object) -> dict[str, Any]:
     Args:
         params: A Params object, as the parser made it.
     """
-    keys = keys_of(type(params))
     values = {field.name: getattr(params, field.name) for field in fields(params)}  # type: ignore[arg-type]
+    return resolve(values, keys_of(type(params)))
+
+
+def resolve(values: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Return the `values` of some of the `keys` as plain ones, components with all arguments."""
     return {
-        name: _plain(_component(value, key.slot, keys) if key.slot else value)
+        name: _plain(_component(values[name], key.slot, keys) if key.slot else values[name])
         for name, key in keys.items()
-        for value in [values[name]]
+        if name in values
     }
 
 
