@@ -1,5 +1,6 @@
 """Processes and devices: the world, sharding, whole tensors, gradient norms, launching."""
 
+from torchtune.distributed.context_parallel import context_parallel
 from torchtune.distributed.devices import (
     DeviceFacts,
     available_backends,
@@ -22,6 +23,7 @@ __all__ = [
     "choose_device",
     "clip_grad_norm",
     "compute_in",
+    "context_parallel",
     "device_facts",
     "fill",
     "gather_full",
