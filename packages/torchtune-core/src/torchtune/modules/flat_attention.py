@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchtune.modules.attention import Attend
 from torchtune.modules.grouped_attention import grouped_attention
+from torchtune.modules.kernels import kernels_of
 
 __all__ = ["FlatAttention", "flat_attention"]
 
@@ -35,8 +36,9 @@ class FlatAttention:
     def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
         self.lengths = lengths
         self.longest = max(lengths)
-        self.ends = _ends(lengths, device) if device.type == "cuda" else None
-        self.written_out = None if device.type == "cuda" else _outside_of_graphs()
+        on_gpu = kernels_of(device) == "cuda"
+        self.ends = _ends(lengths, device) if on_gpu else None
+        self.written_out = None if on_gpu else _outside_of_graphs()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return `[T, heads, head_dim]` for `q` of that shape and `k`, `v [T, kv_heads, head_dim]`."""
@@ -82,17 +84,17 @@ def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _one_by_one(row: FlatAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run each run of short documents grouped, each long one through torch's fused attention."""
-    lengths = row.lengths
-    if len(lengths) == 1 or (q.device.type == "cpu" and row.longest <= EXPLICIT_LIMIT):
+    lengths, on_cpu = row.lengths, kernels_of(q.device) == "cpu"
+    if len(lengths) == 1 or (on_cpu and row.longest <= EXPLICIT_LIMIT):
         return _run(q, k, v, lengths)
-    runs = _runs(lengths) if q.device.type == "cpu" else [(n,) for n in lengths]
+    runs = _runs(lengths) if on_cpu else [(n,) for n in lengths]
     sizes = [sum(run) for run in runs]
     parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), runs, strict=True)
     return torch.cat([_run(*part) for part in parts])
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, run: tuple[int, ...]) -> Tensor:
-    if q.device.type == "cpu" and max(run) <= EXPLICIT_LIMIT:
+    if kernels_of(q.device) == "cpu" and max(run) <= EXPLICIT_LIMIT:
         return grouped_attention(q, k, v, run)
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     gqa = q.shape[1] != k.shape[1]
