@@ -6,7 +6,7 @@ from typing import get_args
 
 from torchtune.config.names import nearest
 from torchtune.config.reader import COMMAND_LINE, Node, read_value
-from torchtune.config.schema import Key, strip
+from torchtune.config.schema import Key, key_at, strip
 from torchtune.errors import ConfigError, TuneError
 
 __all__ = ["Arguments", "read_arguments"]
@@ -60,13 +60,13 @@ def _flag(flag: str, queue: list[str], keys: Mapping[str, Key], found: Arguments
         queue[:0] = [text] if has_value else []
         return
     if name.split(".")[0] not in keys and name not in OWN:
-        if name.startswith("no_") and _is_bool(keys.get(name[3:])) and not has_value:
+        if name.startswith("no_") and _is_bool(key_at(keys, name[3:])) and not has_value:
             found.changes.append((name[3:], read_value("false")))
         else:
             found.faults.append(_stray(f"--{flag}", keys))
         return
     if not has_value:
-        value = _next(queue, _is_bool(keys.get(name)))
+        value = _next(queue, _is_bool(key_at(keys, name)))
         if value is None:
             what = f"the flag '--{flag}' needs a value"
             found.faults.append(ConfigError("E-ARGUMENT", what, where=COMMAND_LINE))

@@ -7,8 +7,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torchtune.config.names import nearest
 from torchtune.config.reader import UNREAD, Node
-from torchtune.config.schema import is_component, strip
-from torchtune.errors import ConfigError, TuneError
+from torchtune.config.schema import is_component, is_missing, keys_of, section_of, strip
+from torchtune.errors import ConfigError, Faults, TuneError
 
 __all__ = ["Converted", "convert", "describe"]
 
@@ -47,7 +47,9 @@ def convert(node: Node, kind: Any, key: str, into: Converted) -> Any:
         return None
     if kind is Any or kind is object or isinstance(kind, str):
         return node.plain()
-    origin = get_origin(kind)
+    origin, section = get_origin(kind), section_of(kind)
+    if section is not None and (kind is section or isinstance(node.value, dict)):
+        return _section(node, section, key, into)
     if origin in (Union, types.UnionType):
         return _union(node, kind, key, into)
     if origin in SEQUENCES or kind in SEQUENCES:
@@ -142,6 +144,43 @@ def _mapping(node: Node, kind: Any, key: str, into: Converted) -> Any:
     return {name: convert(item, wanted, f"{key}.{name}", into) for name, item in node.value.items()}
 
 
+def _section(node: Node, section: type, key: str, into: Converted) -> Any:
+    """Return an object of the dataclass `section`, its own defaults where a key is left out."""
+    if not isinstance(node.value, dict):
+        into.fault(key, node, section)
+        return None
+    known, values, count = keys_of(section), dict[str, Any](), len(into.faults)
+    for name, item in node.value.items():
+        inner = f"{key}.{name}"
+        if name not in known:
+            where, near = place(inner, node.lines.get(name) or item.where), nearest(name, known)
+            what = f"there is no key {name!r} in '{key}'"
+            into.faults.append(ConfigError("E-CONFIG-KEY", what, where=where, do=near))
+        elif is_missing(item.value):
+            what = f"'{inner}' must be given"
+            into.faults.append(
+                ConfigError("E-CONFIG-MISSING", what, where=place(inner, item.where))
+            )
+        elif item.value is not UNREAD:
+            values[name] = convert(item, known[name].type, inner, into)
+    return _made(node, section, values, key, into) if len(into.faults) == count else None
+
+
+def _made(node: Node, section: type, values: dict[str, Any], key: str, into: Converted) -> Any:
+    """Make the object; what its own checks find is placed in the config."""
+    try:
+        return section(**values)
+    except TuneError as error:
+        for fault in error.faults if isinstance(error, Faults) else [error]:
+            at = node.value.get(fault.where.partition(".")[0], node)
+            fault.where = place(f"{key}.{fault.where}" if fault.where else key, at.where)
+            into.faults.append(fault)
+    except (TypeError, ValueError) as error:
+        what = f"'{key}' refuses these values: {error}"
+        into.faults.append(ConfigError("E-CONFIG-VALUE", what, where=place(key, node.where)))
+    return None
+
+
 def describe(kind: Any) -> str:
     """Say in words what an annotation allows: ``an integer or null``."""
     if is_component(kind):
@@ -151,6 +190,9 @@ def describe(kind: Any) -> str:
         return "null"
     if kind in NUMBERS:
         return NUMBERS[kind]
+    section = section_of(kind)
+    if section is not None and section is kind:
+        return f"a mapping of {', '.join(keys_of(section))}"
     if origin is Literal:
         return _either([str(item) for item in get_args(kind)])
     if origin in (Union, types.UnionType):

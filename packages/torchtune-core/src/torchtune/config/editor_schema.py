@@ -3,6 +3,7 @@
 import json
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
 from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -11,7 +12,7 @@ from torchtune.config.convert import MAPPINGS, SEQUENCES
 from torchtune.config.docs import KeyDoc, arguments_doc, docs_of
 from torchtune.config.merge import RECIPE, USUAL
 from torchtune.config.registry import allowed_names, target_of
-from torchtune.config.schema import Key, is_component, keys_of, strip
+from torchtune.config.schema import Key, is_component, keys_of, section_of, strip
 from torchtune.config.signature import COMPONENT, written_signature
 from torchtune.config.static_signature import read_docstring
 
@@ -58,18 +59,21 @@ def json_schema(params: type, *, recipe: str = "") -> Schema:
     Raises:
         ConfigError: `params` is no dataclass.
     """
-    keys, docs = keys_of(params), docs_of(params)
     named: Schema = {"description": "the recipe that this config is for"}
     named |= {"enum": [recipe]} if recipe else {"type": "string"}
-    properties = {name: _key(key, docs.get(name, KeyDoc())) for name, key in keys.items()}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": f"config of the recipe {recipe}" if recipe else params.__name__,
         "type": "object",
-        "properties": {RECIPE: named, **properties},
+        "properties": {RECIPE: named, **_keys(params)},
         "additionalProperties": False,
         "definitions": DEFINITIONS,
     }
+
+
+def _keys(params: type) -> Schema:
+    docs = docs_of(params)
+    return {name: _key(key, docs.get(name, KeyDoc())) for name, key in keys_of(params).items()}
 
 
 def _key(key: Key, doc: KeyDoc) -> Schema:
@@ -80,6 +84,8 @@ def _key(key: Key, doc: KeyDoc) -> Schema:
 
 def _default(value: Any) -> Schema:
     """Return the default for an editor to show; nothing for one that JSON cannot say."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     try:
         return {"default": json.loads(json.dumps(value))}
     except TypeError:
@@ -94,6 +100,9 @@ def _shape(kind: Any, slot: str = "", default: Any = None) -> Schema:
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _any_of([_shape(member, slot, default) for member in inside])
+    section = section_of(kind)
+    if section is not None and section is kind:
+        return _any_of([_section(section), REFERENCE])
     if origin is Literal:
         return _any_of([{"enum": list(inside)}, REFERENCE])
     if origin is Callable:
@@ -112,6 +121,10 @@ def _sequence(origin: Any, inside: tuple[Any, ...], slot: str, default: Any) -> 
         items, count = [_shape(kind) for kind in inside], len(inside)
         return {"type": "array", "items": items, "minItems": count, "maxItems": count}
     return {"type": "array", "items": _shape(inside[0], slot, default) if inside else {}}
+
+
+def _section(section: type) -> Schema:
+    return {"type": "object", "properties": _keys(section), "additionalProperties": False}
 
 
 def _any_of(shapes: Sequence[Schema]) -> Schema:

@@ -1,7 +1,7 @@
 """Which files that a config names are not on this machine."""
 
 import glob
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torchtune.config.dataset import exists, looks_like_path
@@ -27,6 +27,8 @@ def _exists(path: str) -> bool:
 
 
 def _absent(key: str, value: Any) -> list[TuneError]:
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
         return [fault for name, item in value.items() for fault in _absent(f"{key}.{name}", item)]
     if isinstance(value, list):

@@ -3,6 +3,7 @@
 import inspect
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,22 @@ def help_text(params: type, program: str = "") -> str:
         if doc.section != section or key is next(iter(keys_of(params).values())):
             section = doc.section
             lines += ["", f"{section or 'keys'}:"]
-        lines.append(_line(_word(key), _text(key, doc)))
+        lines += _entry(key, doc)
     examples = [f"  {example}" for example in examples_of(params)]
     lines += ["", "examples:", *examples] if examples else []
     return "\n".join(lines) + "\n"
+
+
+def _entry(key: Key, doc: KeyDoc) -> list[str]:
+    """Return the lines of a key; for a section, also those of its own keys."""
+    if key.section is None:
+        return [_line(_word(key), _text(key, doc))]
+    lines, docs = [_line(key.name, f"{doc.text or 'a section'}:")], docs_of(key.section)
+    for inner in keys_of(key.section).values():
+        default = getattr(key.default, inner.name, inner.default)
+        named = replace(inner, name=f"{key.name}.{inner.name}", default=default)
+        lines += _entry(named, docs.get(inner.name, KeyDoc()))
+    return lines
 
 
 def _word(key: Key) -> str:

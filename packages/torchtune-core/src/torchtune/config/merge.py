@@ -89,6 +89,8 @@ class Draft:
             self.faults.append(ConfigError("E-CONFIG-KEY", what, where=where))
             return
         del holder.value[rest[-1]]
+        if self.keys[name].section:  # the recipe's own default, not the section's
+            self.values[name] = laid_over(self._default(self.keys[name]), self.values[name])
 
 
 def bare(node: Node) -> Node:

@@ -6,7 +6,7 @@ multiply and nesting is limited. Numbers follow OmegaConf's reading (``1e-5`` is
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ class Node:
 
     @classmethod
     def of(cls, value: Any, where: str = "") -> "Node":
-        """Wrap plain Python values into nodes that all stand at `where`."""
+        """Wrap plain Python values, and sections, into nodes that all stand at `where`."""
+        if is_dataclass(value) and not isinstance(value, type):
+            value = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
         if isinstance(value, dict):
             return cls({str(key): cls.of(item, where) for key, item in value.items()}, where)
         if isinstance(value, list | tuple):

@@ -1,12 +1,14 @@
 """What a recipe's Params dataclass says about its keys: types, defaults, slots."""
 
 import dataclasses
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from torchtune.errors import ConfigError
 
-__all__ = ["MISSING", "Component", "Key", "keys_of"]
+__all__ = ["MISSING", "Component", "Key", "key_at", "keys_of", "section_of"]
 
 
 class _ComponentMark:
@@ -65,15 +67,31 @@ class Key:
         return not self.slot and kinds == [list]
 
     @property
+    def section(self) -> type | None:
+        """The dataclass of a section, a mapping whose keys are declared; None for other values."""
+        return section_of(self.type)
+
+    @property
     def scalar(self) -> bool:
         """Whether the key is also a flag that takes one word: all but lists and mappings."""
         members = [strip(kind) for kind in get_args(strip(self.type)) or [strip(self.type)]]
+        if self.section is not None:
+            return False
         return bool(self.slot) or any(get_origin(kind) not in (list, dict) for kind in members)
 
 
 def strip(kind: Any) -> Any:
     """Return an annotation without its outer ``Annotated``."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def section_of(kind: Any) -> type | None:
+    """Return the dataclass that an annotation is, alone or with null; None for any other one."""
+    kind = strip(kind)
+    union = get_origin(kind) in (Union, types.UnionType)
+    members = [strip(member) for member in get_args(kind)] if union else [kind]
+    found = [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
+    return found[0] if len(found) == 1 else None
 
 
 def is_missing(value: Any) -> bool:
@@ -90,18 +108,32 @@ def keys_of(params: type) -> dict[str, Key]:
     """Return the keys of a Params dataclass by name, in order.
 
     Raises:
-        ConfigError: `params` is no dataclass.
+        ConfigError: `params` is no dataclass, or one of its sections holds a component.
     """
     if not dataclasses.is_dataclass(params):
         raise ConfigError("E-CONFIG-PARAMS", f"{params.__name__} is no dataclass")
     hints = get_type_hints(params, include_extras=True)
-    return {
+    keys = {
         field.name: Key(
             field.name, hints[field.name], _default(field), _slot(field.name, hints[field.name])
         )
         for field in dataclasses.fields(params)
         if field.init
     }
+    for key in keys.values():
+        if key.section and any(inner.slot for inner in keys_of(key.section).values()):
+            what = f"the section '{key.name}' holds a component; only Params can"
+            raise ConfigError("E-CONFIG-PARAMS", what)
+    return keys
+
+
+def key_at(keys: Mapping[str, Key], path: str) -> Key | None:
+    """Return the key of a dotted path through sections (``parallel.tensor``), None for no such."""
+    first, _, rest = path.partition(".")
+    key = keys.get(first)
+    if key is None or not rest:
+        return key
+    return key_at(keys_of(key.section), rest) if key.section else None
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from torchtune.config.arguments import OWN
 from torchtune.config.merge import USUAL
 from torchtune.config.registry import allowed_names
-from torchtune.config.schema import Key, keys_of, strip
+from torchtune.config.schema import Key, key_at, keys_of, strip
 from torchtune.config.signature import COMPONENT, written_signature
 
 __all__ = ["suggest"]
@@ -28,23 +28,30 @@ def suggest(params: type, words: Sequence[str]) -> list[str]:
     """
     *before, begun = words or [""]
     keys, flag = keys_of(params), before[-1] if before else ""
-    awaited = keys.get(_name(flag)) if flag.startswith("--") and "=" not in flag else None
+    awaited = key_at(keys, _name(flag)) if flag.startswith("--") and "=" not in flag else None
     if awaited is not None and not _is_switch(awaited):
         found = _values(awaited.type, awaited.slot)
     elif "=" in begun:
         word = begun.partition("=")[0]
         found = [f"{word}={value}" for value in _values_at(_name(word), keys, before)]
     elif begun.startswith("-"):
-        flags = [key.name for key in keys.values() if key.scalar]
-        found = ["--" + name.replace("_", "-") for name in [*flags, *OWN]]
+        found = ["--" + name.replace("_", "-") for name in [*_flags(keys), *OWN]]
     elif begun.startswith("~"):
         found = [f"~{name}" for name in keys]
     elif "." in begun:
-        key = keys.get(begun.partition(".")[0])
-        found = [f"{key.name}.{word}=" for word in _arguments(key, before)] if key else []
+        key, path = key_at(keys, begun.rpartition(".")[0]), begun.rpartition(".")[0]
+        inner = list(keys_of(key.section)) if key and key.section else _arguments(key, before)
+        found = [f"{path}.{word}=" for word in inner]
     else:
         found = [f"{name}=" for name in keys]
     return [word for word in found if word.startswith(begun)]
+
+
+def _flags(keys: dict[str, Key]) -> list[str]:
+    """Return the keys that take one word, those of sections with their path."""
+    inner = {key.name: _flags(keys_of(key.section)) for key in keys.values() if key.section}
+    dotted = [f"{name}.{word}" for name, words in inner.items() for word in words]
+    return [key.name for key in keys.values() if key.scalar] + dotted
 
 
 def _name(flag: str) -> str:
@@ -57,11 +64,11 @@ def _is_switch(key: Key) -> bool:
 
 def _values_at(path: str, keys: dict[str, Key], before: Sequence[str]) -> list[str]:
     """Return the values of a key or of a component's argument."""
+    key = key_at(keys, path)
+    if key is not None:
+        return _values(key.type, key.slot)
     first, _, word = path.partition(".")
-    key = keys.get(first)
-    if key is None or not word:
-        return _values(key.type, key.slot) if key else []
-    parameter = _arguments(key, before).get(word)
+    parameter = _arguments(keys.get(first), before).get(word)
     return _values(parameter.annotation, "") if parameter else []
 
 
@@ -81,10 +88,12 @@ def _values(kind: Any, slot: str) -> list[str]:
     return [word for member in members for word in _values(member, "")]
 
 
-def _arguments(key: Key, before: Sequence[str]) -> dict[str, Parameter]:
+def _arguments(key: Key | None, before: Sequence[str]) -> dict[str, Parameter]:
     """Return the arguments of the component that `before` gives to a key, else of its default."""
+    if key is None or not key.slot:
+        return {}
     default = key.default.get(COMPONENT) if isinstance(key.default, dict) else key.default
     given = [word.partition("=")[2] for word in before if _name(word).startswith(f"{key.name}=")]
     name = str([default or USUAL.get(key.slot), *given][-1])
-    signature = written_signature(key.slot, name) if key.slot else None
+    signature = written_signature(key.slot, name)
     return signature.parameters if signature else {}

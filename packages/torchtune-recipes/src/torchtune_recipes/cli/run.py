@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torchtune.config import TuneArgumentParser, read_params, validate
+from torchtune.config import Parallel, TuneArgumentParser, read_params, validate
 from torchtune.errors import Faults, TuneError
 
 from torchtune_recipes import catalog
@@ -80,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
     if "-h" in words or "--help" in words:
         sys.argv[0] = f"tune run {args.recipe}"
         TuneArgumentParser(read_params(recipe)).parse_args(["--help"])
-    here = missing_devices(_workers(args))
+    devices = missing_devices(_workers(args))
+
+    def here(params: object) -> Sequence[TuneError]:
+        return [*devices(params), *_wrong_product(params, _processes(args))]
+
     refuse(validate(recipe, None, words, here=True, machine=here)[0])
     if not _several(args):
         return _run_here(recipe, words)
@@ -109,13 +113,27 @@ def missing_devices(processes: int) -> Callable[[object], Sequence[TuneError]]:
         try:
             wanted = getattr(params, "device", "auto")
             device = choose_device(wanted, device_facts(), local_size=processes)
-            if getattr(params, "dtype", "") == "bf16":
-                check_dtype(torch.bfloat16, device)
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+                getattr(params, "dtype", "")
+            )
+            if dtype is not None:
+                check_dtype(dtype, device)
         except TuneError as error:
             return [error]
         return []
 
     return check
+
+
+def _wrong_product(params: object, processes: int | None) -> list[TuneError]:
+    """Return what is wrong with `parallel:` for that many processes; nothing where that is unknown."""
+    parallel = getattr(params, "parallel", None)
+    if isinstance(parallel, Parallel) and processes is not None:
+        try:
+            parallel.sizes(processes)
+        except TuneError as error:
+            return [error]
+    return []
 
 
 def _with_config_path(words: Sequence[str]) -> list[str]:
@@ -133,6 +151,14 @@ def _workers(args: argparse.Namespace) -> int:
     """Return how many processes this machine will run; 1 where torchrun finds the number."""
     wanted = args.nproc_per_node or os.environ.get("PET_NPROC_PER_NODE", "1")
     return int(wanted) if wanted.isdigit() else 1
+
+
+def _processes(args: argparse.Namespace) -> int | None:
+    """Return how many processes there will be on all machines; None where torchrun finds it."""
+    nodes = args.nnodes or os.environ.get("PET_NNODES", "1")
+    workers = args.nproc_per_node or os.environ.get("PET_NPROC_PER_NODE", "1")
+    known = nodes.isdigit() and workers.isdigit()
+    return int(nodes) * int(workers) if known else None
 
 
 def _spellings(name: str) -> list[str]:
