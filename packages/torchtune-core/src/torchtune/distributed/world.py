@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchtune.config import Parallel
 from torchtune.distributed.devices import choose_device, device_facts
+from torchtune.distributed.hang_watch import PATIENCE, note_step, stop_watching, watch_for_hangs
 from torchtune.distributed.launcher_watch import (
     end_with_launcher,
     leave_at_once_when_done,
@@ -145,19 +146,30 @@ class World:
         """Wait until every process has come this far."""
         self.max(0)
 
+    def note_step(self, step: int) -> None:
+        """Note which optimizer step this process begins, to be named should it hang in it.
+
+        Costs a write to memory.
+
+        Args:
+            step: From 1.
+        """
+        note_step(step)
+
     def close(self) -> None:
         """Leave; save and flush before. Not for a `finally`: after an error it would wait.
 
         Afterwards nothing that communicates may be called, and with several processes the process
-        ends with exit code 0 unless an exception is raised.
+        ends at once after its last line.
         """
-        if self.size == 1:
-            return
         import torch.distributed as dist
 
-        if dist.is_initialized():
-            self.barrier()  # a process that leaves early makes gloo abort in its peers
-            dist.destroy_process_group()
+        if not dist.is_available() or not dist.is_initialized():
+            return
+        self.barrier()  # a process that leaves early makes gloo abort in its peers
+        stop_watching()
+        dist.destroy_process_group()  # `shard` may have made one for a single process
+        if self.size > 1:
             work_is_done()
 
 
@@ -176,8 +188,10 @@ def join_world(
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``; see `choose_device`.
         parallel: How the processes share the work; None cuts the weights over all of them.
-        timeout_minutes: How long a process waits for the others before it gives up; None is
-            torch's own: 10 on CUDA, 30 elsewhere.
+        timeout_minutes: How long a process may give no sign of life before it is named and the
+            run ends with E-HANG: its stack stays the same, and it neither computes nor reads nor
+            writes. The others wait a day for one that works. None waits for all as long as torch
+            does: 10 minutes on CUDA, 30 elsewhere.
 
     Returns:
         The world of this process. More than one process talk over gloo on CPU, and over NCCL
@@ -198,8 +212,10 @@ def join_world(
     if size == 1:
         return World(device=place)
     leave_at_once_when_done()
-    timeout = timedelta(minutes=timeout_minutes) if timeout_minutes else None
+    timeout = PATIENCE if timeout_minutes else None
     _meet(place, timeout)
+    if timeout_minutes:
+        watch_for_hangs(rank, size, timeout_minutes * 60)
     mesh = _make_mesh(place, sizes, timeout)
     return World(rank, size, place, mesh, _data_group(mesh, timeout))
 
