@@ -8,7 +8,7 @@ from torchtune.distributed.devices import (
     choose_device,
     device_facts,
 )
-from torchtune.distributed.gradients import clip_grad_norm
+from torchtune.distributed.gradients import GradientNorm, clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.precision import compute_in, master_weights
 from torchtune.distributed.shard import shard
@@ -17,6 +17,7 @@ from torchtune.distributed.world import World, join_world
 
 __all__ = [
     "DeviceFacts",
+    "GradientNorm",
     "World",
     "available_backends",
     "check_dtype",

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from torchtune.distributed.tensors import is_distributed, local_part
 
-__all__ = ["clip_grad_norm"]
+__all__ = ["GradientNorm", "clip_grad_norm"]
+
+_Layout = tuple[Any, ...]  # mesh and placements; empty for a plain tensor
 
 
 @torch.no_grad()
@@ -27,33 +29,62 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
         gradient of 28 million elements, which it adds up one by one in float32.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    groups: dict[object, list[Tensor]] = defaultdict(list)
-    for gradient in gradients:
-        groups[_layout(gradient)].append(gradient)
-    norm = torch.stack([_squared_norm(group) for group in groups.values()]).sum().sqrt().float()
-    if max_norm is not None:
+    norm = GradientNorm()
+    norm.add(gradients)
+    total = norm.total()
+    if max_norm is not None and gradients:
         # the small number is torch.nn.utils.clip_grad_norm_'s, to be equal to it
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
-    return norm
+    return total
 
 
-def _layout(gradient: Tensor) -> object:
-    return (gradient.device_mesh, gradient.placements) if is_distributed(gradient) else None
+class GradientNorm:
+    """The 2-norm of gradients that need not exist at the same time.
+
+    Nothing is sent before `total`, so that processes need not add in step with one another.
+    """
+
+    def __init__(self) -> None:
+        self._squares: dict[_Layout, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, gradients: Iterable[Tensor]) -> None:
+        """Count `gradients` of any shapes, plain or distributed over one or several meshes."""
+        groups: dict[_Layout, list[Tensor]] = defaultdict(list)
+        for gradient in gradients:
+            groups[_layout(gradient)].append(local_part(gradient))
+        for layout, parts in groups.items():
+            squares = _row_norms(parts).square().sum()
+            before = self._squares.get(layout)
+            self._squares[layout] = squares if before is None else before + squares
+
+    @torch.no_grad()
+    def total(self) -> Tensor:
+        """Return the norm of all that was added, float32 of shape (); begin again from nothing.
+
+        Every process must call this, as it communicates.
+        """
+        squares, self._squares = self._squares, {}
+        if not squares:
+            return torch.zeros(())
+        sums = [_over_processes(value, layout) for layout, value in squares.items()]
+        return torch.stack(sums).sum().sqrt().float()
 
 
-def _squared_norm(gradients: list[Tensor]) -> Tensor:
-    total = _row_norms([local_part(gradient) for gradient in gradients]).square().sum()
-    first: Any = gradients[0]
-    if is_distributed(first):
+def _layout(gradient: Tensor) -> _Layout:
+    return (gradient.device_mesh, gradient.placements) if is_distributed(gradient) else ()
+
+
+def _over_processes(squares: Tensor, layout: _Layout) -> Tensor:
+    if layout:
         import torch.distributed as dist
 
-        for dimension, placement in enumerate(first.placements):
+        mesh, placements = layout
+        for dimension, placement in enumerate(placements):
             if not placement.is_replicate():
-                dist.all_reduce(total, group=first.device_mesh.get_group(dimension))
-    return total
+                dist.all_reduce(squares, group=mesh.get_group(dimension))
+    return squares
 
 
 def _row_norms(parts: list[Tensor]) -> Tensor:

@@ -1,8 +1,14 @@
 """Parts of a training loop: the step, schedules, progress, loggers, memory."""
 
-from torchtune.training.activations import checkpoint_activations, compile_blocks
+from torchtune.training.activations import (
+    checkpoint_activations,
+    compile_blocks,
+    keep_products,
+    offload_activations,
+)
 from torchtune.training.environment import data_digests, file_digest, record_run
 from torchtune.training.evaluators import Evaluator
+from torchtune.training.flops import ModelFlops, flops_utilization, model_flops, peak_flops
 from torchtune.training.initialise import init_weights
 from torchtune.training.loggers import (
     GuardedLogger,
@@ -29,18 +35,31 @@ from torchtune.training.schedules import (
 from torchtune.training.seed import set_seed
 from torchtune.training.signals import StopSignal, interrupted
 from torchtune.training.step import evaluate, train_step
+from torchtune.training.updates import (
+    LossScaling,
+    StepAfterBackward,
+    StepInBackward,
+    Update,
+    Updated,
+)
 
 __all__ = [
     "Evaluator",
     "GuardedLogger",
     "JsonlLogger",
     "Logger",
+    "LossScaling",
     "MemoryPlan",
+    "ModelFlops",
     "Progress",
     "RunLog",
     "StdoutLogger",
+    "StepAfterBackward",
+    "StepInBackward",
     "StepMetrics",
     "StopSignal",
+    "Update",
+    "Updated",
     "adamw",
     "build_loggers",
     "check_resumed",
@@ -52,9 +71,14 @@ __all__ = [
     "evaluate",
     "explain_out_of_memory",
     "file_digest",
+    "flops_utilization",
     "init_weights",
     "interrupted",
+    "keep_products",
     "linear_schedule",
+    "model_flops",
+    "offload_activations",
+    "peak_flops",
     "peak_memory",
     "plan_memory",
     "plot_loss",

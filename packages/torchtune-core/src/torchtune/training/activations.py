@@ -1,16 +1,27 @@
-"""Techniques on a model's blocks: recompute activations, compile."""
+"""Techniques on a model's blocks: recompute activations, keep them on the host, compile."""
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from torchtune.errors import MissingError
 
-__all__ = ["checkpoint_activations", "compile_blocks"]
+__all__ = ["checkpoint_activations", "compile_blocks", "keep_products", "offload_activations"]
+
+Keep = Callable[..., bool]
+"""`(operation, *its arguments) -> whether what it returns is kept for backward`."""
 
 
 class HasBlocks(Protocol):
@@ -24,17 +35,91 @@ class HasBlocks(Protocol):
 Model = TypeVar("Model", bound=HasBlocks)
 
 
-def checkpoint_activations(model: Model) -> Model:
+def checkpoint_activations(model: Model, *, keep: Keep | None = None) -> Model:
     """Make each block run again in backward instead of keeping what it computed (Chen et al., 2016).
 
-    A step costs about a third more time and keeps one hidden state a block. Parameter names stay.
+    A step costs about a third more time and keeps one hidden state a block; with `keep_products` a
+    few per cent more time, and of each block about half. Parameter names stay.
+
+    Args:
+        model: Changed in place and returned.
+        keep: Of which operations of torch.ops.aten the results are kept all the same, such as
+            `keep_products`; None keeps none. Not together with `compile_blocks`, which hides them.
+    """
+    again: dict[str, Any] = {} if keep is None else {"context_fn": partial(_contexts, keep)}
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **again)
+    return model
+
+
+PRODUCTS = {"aten::mm", "aten::addmm"}
+ATTENTION = {
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "torch_attn::_varlen_attn",
+}
+
+
+def keep_products(operation: torch._ops.OpOverload, *args: Any, **_: Any) -> bool:
+    """Say yes to fused attention, and to products with a matrix that is not narrower than its input.
+
+    These take most of the time and a block's other operations most of the memory. A product into
+    fewer numbers, as of `down_proj` or of a few key heads, costs a lot to keep or little to make again.
+
+    Args:
+        operation: An overload of torch.ops.
+        args: Its arguments; the last of a product is the matrix `[in, out]`.
+    """
+    name = operation._schema.name
+    return name in ATTENTION or (name in PRODUCTS and args[-1].shape[1] >= args[-1].shape[0])
+
+
+def _contexts(
+    keep: Keep,
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return what forward and recomputation run under; made anew for each forward of a block."""
+    kept: set[int] = set()
+
+    def policy(
+        ctx: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any
+    ) -> CheckpointPolicy:
+        # What writes into a result that is kept (LoRA adds its part so) must not be done twice.
+        into = operation._schema.is_mutable and isinstance(args[0], Tensor) and _storage(args[0])
+        if into not in kept and not keep(operation, *args, **kwargs):
+            return CheckpointPolicy.PREFER_RECOMPUTE
+        results = ctx.op_output if isinstance(ctx.op_output, tuple) else (ctx.op_output,)
+        kept.update(_storage(result) for result in results if isinstance(result, Tensor))
+        return CheckpointPolicy.MUST_SAVE
+
+    contexts: Any = create_selective_checkpoint_contexts(policy, allow_cache_entry_mutation=True)
+    forward, again = contexts
+    return forward, again
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def offload_activations(model: Model) -> Model:
+    """Keep each block's input in the host's memory until backward wants it.
+
+    For `checkpoint_activations`, to be called before this, the input is all that a block keeps, so
+    that no more than one block's activations lie on a GPU at a time. Host memory is pinned and the
+    copies do not wait, but they go through the stream that computes. On a CPU nothing changes.
 
     Args:
         model: Changed in place and returned.
     """
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(_with_input_on_host, block.forward)
     return model
+
+
+def _with_input_on_host(forward: Callable[..., Tensor], hidden: Tensor, *args: Any) -> Tensor:
+    with save_on_cpu(pin_memory=hidden.is_cuda):
+        return forward(hidden, *args)
 
 
 def compile_blocks(model: Model) -> Model:

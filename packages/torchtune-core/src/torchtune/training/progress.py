@@ -1,7 +1,7 @@
 """How far a run is."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 __all__ = ["Progress", "StepMetrics"]
 
@@ -12,13 +12,17 @@ class StepMetrics:
 
     Args:
         loss: Mean over the step's supervised tokens, in nats.
-        grad_norm: 2-norm of the whole gradient before clipping.
+        grad_norm: 2-norm of the whole gradient before clipping; not finite where the step was skipped,
+            which only a loss scale does.
         lr: Learning rate of the step.
         tokens: Real tokens.
         supervised_tokens: Tokens that trained.
         tokens_per_second: Real tokens over `seconds`.
         peak_memory_bytes: The most that any process has held so far.
         seconds: From the first forward to the end of the update.
+        mfu: Share of the devices' peak that went into the model (`model_flops`); None where the peak
+            is not known, as on a CPU.
+        loss_scale: What the loss was multiplied by; None where it was not.
     """
 
     loss: float
@@ -29,6 +33,13 @@ class StepMetrics:
     tokens_per_second: float
     peak_memory_bytes: int
     seconds: float
+    mfu: float | None = None
+    loss_scale: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures by name without those that are None or not finite."""
+        named = asdict(self).items()
+        return {name: value for name, value in named if value is not None and math.isfinite(value)}
 
 
 @dataclass(frozen=True)

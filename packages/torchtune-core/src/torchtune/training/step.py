@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,10 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune.data import Batch
-from torchtune.distributed import World, clip_grad_norm
+from torchtune.distributed import World
 from torchtune.errors import TuneError
+from torchtune.training.flops import flops_utilization
 from torchtune.training.memory import peak_memory
 from torchtune.training.progress import StepMetrics
+from torchtune.training.updates import StepAfterBackward, Update, Updated
 
 __all__ = ["evaluate", "train_step"]
 
@@ -36,6 +39,7 @@ def train_step(
     max_norm: float | None = None,
     scheduler: LRScheduler | None = None,
     step: int | None = None,
+    update: Update | None = None,
 ) -> StepMetrics:
     """Take one optimizer step on this rank's share of it and return what it was over all ranks.
 
@@ -51,46 +55,64 @@ def train_step(
         max_norm: Where the 2-norm of the whole gradient is cut; None does not cut.
         scheduler: Moved on after the step.
         step: The step's number, for the error.
+        update: How gradients become weights: `StepAfterBackward` where None, `StepInBackward`, or
+            `LossScaling`; made once, on this `optimizer`.
 
     Raises:
-        TuneError: The loss or the gradient is not finite; the weights are those before the step.
+        TuneError: E-NOT-FINITE: the loss or the gradient is not finite; the weights are those before
+            the step, except for a gradient with `StepInBackward`.
+        ConfigError: The `update` cannot do with so many micro-batches, or with `max_norm`.
     """
     began, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
+    update = update or StepAfterBackward(optimizer)
+    update.begin(micro_batches=len(batches), max_norm=max_norm)
     model.train()
     supervised = world.sum(sum(batch.supervised for batch in batches))
-    sums = [_backward(model, batch, loss, supervised, world) for batch in batches]
+    sums = [_backward(model, batch, loss, update, supervised, world) for batch in batches]
     values = torch.stack(sums).tolist()
     total = world.sum(math.fsum(values)) / max(1, supervised)
     if not math.isfinite(total):
         raise _not_finite("loss", total, step, _rows(batches, values))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = clip_grad_norm(parameters, max_norm).item()
-    if not math.isfinite(norm):
-        raise _not_finite("gradient norm", norm, step, _rows(batches, None))
-    optimizer.step()
+    done = update.finish()
+    if not (math.isfinite(done.grad_norm) or done.skipped):
+        raise _not_finite("gradient norm", done.grad_norm, step, _rows(batches, None), done)
     if scheduler is not None:
-        scheduler.step()
-    optimizer.zero_grad(set_to_none=True)
+        _move_on(scheduler, done)
     tokens = world.sum(sum(batch.num_tokens for batch in batches))
     seconds = time.perf_counter() - began
     return StepMetrics(
         loss=total,
-        grad_norm=norm,
+        grad_norm=done.grad_norm,
         lr=lr,
         tokens=tokens,
         supervised_tokens=supervised,
         tokens_per_second=tokens / seconds,
         peak_memory_bytes=world.max(peak_memory(world.device)),
         seconds=seconds,
+        mfu=flops_utilization(model, batches, world, seconds),
+        loss_scale=done.loss_scale,
     )
 
 
 def _backward(
-    model: nn.Module, batch: Batch, loss: SummedLoss, supervised: int, world: World
+    model: nn.Module,
+    batch: Batch,
+    loss: SummedLoss,
+    update: Update,
+    supervised: int,
+    world: World,
 ) -> Tensor:
     value = model(batch.to(world.device), loss=loss)
-    (value / max(1, supervised)).backward()
+    update.backward(value / max(1, supervised))
     return value.detach()
+
+
+def _move_on(scheduler: LRScheduler, done: Updated) -> None:
+    """Count the step, taken or skipped, as the rows of both are behind us."""
+    with warnings.catch_warnings():
+        if done.skipped:  # torch takes a schedule's step before the optimizer's first for a mistake
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        scheduler.step()
 
 
 @torch.no_grad()
@@ -124,10 +146,18 @@ def _rows(batches: Sequence[Batch], sums: Sequence[float] | None) -> str:
     return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
-def _not_finite(what: str, value: float, step: int | None, rows: str) -> TuneError:
+def _not_finite(
+    what: str, value: float, step: int | None, rows: str, done: Updated | None = None
+) -> TuneError:
+    state = "nothing was changed by this step"
+    if done is not None and not done.intact:
+        state = "weights were changed by this step, so go on from a checkpoint"
+    cause = "look at the rows, lower the learning rate, or use fp32"
+    if done is not None and done.loss_scale is not None:
+        cause = f"the loss scale is down to {done.loss_scale:g}: use bf16 or fp32"
     return TuneError(
         "E-NOT-FINITE",
         f"the {what} is {value}" + (f" in step {step}" if step is not None else ""),
         where=f"rows {rows}" if rows else "rows of another rank",
-        do="nothing was changed by this step; look at the rows, lower the learning rate, or use fp32",
+        do=f"{state}; {cause}",
     )
