@@ -1,10 +1,12 @@
 """Two processes and one, and plain torch, compute the same losses, norms and gradients."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch.func import functional_call
+from torchtune.config import Parallel
 from torchtune.data import Batch
 from torchtune.distributed import (
     clip_grad_norm,
@@ -33,6 +35,25 @@ CASES = {
     "master weights, tied": {"compute": BF16, "tied": True},
     "master weights, recomputed": {"compute": BF16, "recompute": True},
     "fp32 LoRA on a bf16 base": {"compute": BF16, "base": BF16, "targets": "all-linear"},
+    "kept on the CPU": {"offload": True},
+    "kept on the CPU, LoRA": {"offload": True, "targets": "all-linear", "compute": BF16},
+    "two replicas": {"parallel": {"data_replicate": 2}},
+}
+LAYOUTS = {
+    "four shards": {},
+    "two replicas of two": {"data_replicate": 2},
+    "four replicas": {"data_replicate": 4},
+    "the processes of a row": {"context": 2},
+    "the processes of a row, twice": {"data_replicate": 2, "context": 2},
+}
+KINDS = [
+    *(("tied", layout) for layout in LAYOUTS),
+    ("fp32 LoRA on a bf16 base", "two replicas of two"),
+    ("fp32 LoRA on a bf16 base", "the processes of a row, twice"),
+    ("kept on the CPU", "two replicas of two"),
+]
+OF_FOUR = {
+    f"{kind}, {layout}": {**CASES[kind], "parallel": LAYOUTS[layout]} for kind, layout in KINDS
 }
 
 
@@ -59,9 +80,15 @@ def build(folder, *, tied=False, base=FP32, targets=None, **_):
     return model
 
 
+def join(case):
+    """Join the processes in the case's layout; alone there is none."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return join_world("cpu", None if alone else Parallel(**case.get("parallel", {})))
+
+
 def step(folder, case):
     """Return loss, gradient norm and gradients of one step of four micro-batches."""
-    world, model = join_world("cpu"), build(folder, **case)
+    world, model = join(case), build(folder, **case)
     if case.get("recompute"):
         checkpoint_activations(model)
     shard(
@@ -69,6 +96,7 @@ def step(folder, case):
         world,
         compute_dtype=case.get("compute"),
         reshard_after_forward=case.get("reshard", True),
+        cpu_offload=case.get("offload", False),
     )
     if world.size > 1 and case.get("reshard_root"):
         model.set_reshard_after_forward(True, recurse=False)
@@ -77,7 +105,8 @@ def step(folder, case):
     total = torch.zeros(())
     for batch in batches:
         loss = model(batch, loss=LinearCrossEntropy())
-        (loss / supervised).backward()
+        # the processes of a row compute the same here, so that each has its share of the gradient
+        (loss / supervised / world.context_size).backward()
         total += loss.detach()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = {name: gather_full(p.grad).clone() for name, p in trained.items()}
@@ -133,6 +162,17 @@ def of_two(folder):
     return run_distributed(step_all, 2, folder)
 
 
+def step_layouts(folder):
+    """Take the step in every layout of four processes, one after the other."""
+    return {name: step(folder, case) for name, case in OF_FOUR.items()}
+
+
+@pytest.fixture(scope="module")
+def of_four(folder):
+    """Each layout's results on four processes."""
+    return run_distributed(step_layouts, 4, folder)
+
+
 def assert_same_step(mine, theirs, *, rtol=1e-5):
     """Compare loss, norm, and each gradient by the norm of the difference."""
     torch.testing.assert_close(mine[0], theirs[0], rtol=rtol, atol=0)
@@ -145,9 +185,31 @@ def assert_same_step(mine, theirs, *, rtol=1e-5):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_take_the_step_of_one(folder, of_two, name):
-    alone = step(folder, CASES[name])
+    alone = step(folder, {**CASES[name], "offload": False})
     for rank in of_two:
         assert_same_step(rank[name], alone)
+
+
+@pytest.mark.parametrize("name", OF_FOUR)
+def test_four_processes_take_the_step_of_one_in_every_layout(folder, of_four, name):
+    alone = step(folder, {**OF_FOUR[name], "offload": False})
+    for rank in of_four:
+        assert_same_step(rank[name], alone)
+
+
+@pytest.fixture
+def no_group_left():
+    """Let the process be alone again after the test."""
+    yield
+    join_world("cpu").close()
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["kept on the CPU", "kept on the CPU, LoRA"])
+@pytest.mark.usefixtures("no_group_left")
+def test_one_process_that_keeps_its_weights_on_the_cpu_takes_the_same_step(folder, name):
+    offloaded, plain = (step(folder, {**CASES[name], "offload": on}) for on in (True, False))
+    assert_same_step(offloaded, plain)
 
 
 def reference(folder, case):

@@ -1,5 +1,6 @@
 """Cutting a model over the processes of a world."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -22,12 +23,15 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
     reshard_after_forward: bool = True,
+    cpu_offload: bool = False,
 ) -> Model:
     """Cut each parameter over the processes with FSDP2, first the blocks, then the rest.
 
-    Gradients are added up over processes, never averaged: divide the loss by the tokens of the
-    whole step. They are added in float32, so that two processes agree with one that takes both
-    their micro-batches. In a world of one nothing is cut, and the arithmetic is the same.
+    Parameters are cut over `data_shard` and `context`, and whole in each group of `data_replicate`.
+    Those that `tensor` has cut are cut once more. Gradients are added up over processes, never
+    averaged: divide the loss by the tokens of the whole step. They are added in float32, so that two
+    processes agree with one that takes both their micro-batches. In a world of one nothing is cut,
+    and the arithmetic is the same.
 
     Args:
         model: Any module with ``blocks``; its forward gives the loss, or all that needs weights.
@@ -35,11 +39,19 @@ def shard(
         world: The processes.
         compute_dtype: What to compute in where the weights' dtype is another: bfloat16 with
             float32 weights trains on master weights.
-        reshard_after_forward: Give a block's whole weights back between forward and backward.
-            What lies outside of the blocks is kept, as backward begins with it.
+        reshard_after_forward: Give a block's whole weights back between forward and backward:
+            less memory, one more gathering. What lies outside of the blocks is kept, as backward
+            begins with it.
+        cpu_offload: Keep parameters, gradients and so the optimizer's states in the CPU's memory,
+            and bring a block's weights to the device when it computes. Give a model on the meta
+            device memory with ``to_empty(device="cpu")``. In a world of one too, whose parameters
+            then are distributed over a mesh of one.
     """
-    if world.mesh is not None:
-        _fully_shard(model, _sharding_mesh(world.mesh), compute_dtype, reshard_after_forward)
+    if world.mesh is not None or cpu_offload:
+        mesh = _sharding_mesh(world.mesh) if world.mesh else _mesh_of_one(world.device)
+        _fully_shard(model, mesh, compute_dtype, reshard_after_forward, cpu_offload)
+        if world.device.type != "cpu":
+            _gather_ahead(model.blocks)
     elif compute_dtype is not None:
         compute_in(model, compute_dtype)
     return model
@@ -60,24 +72,61 @@ def _sharding_mesh(mesh: "DeviceMesh") -> "DeviceMesh":
     return mesh[names]
 
 
+def _mesh_of_one(device: torch.device) -> "DeviceMesh":
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store: Any = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, rank=0, world_size=1, store=store)
+    return init_device_mesh(device.type, (1,), mesh_dim_names=("data_shard",))
+
+
 def _fully_shard(
-    model: nn.Module, mesh: "DeviceMesh", compute_dtype: torch.dtype | None, reshard: bool
+    model: nn.Module,
+    mesh: "DeviceMesh",
+    compute_dtype: torch.dtype | None,
+    reshard: bool,
+    cpu_offload: bool,
 ) -> None:
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
     # Inputs as they come: a table of angles in float32 is no less exact here than on one process.
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    pinned = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    given: Any = {
+        "mesh": mesh,
+        "mp_policy": policy,
+        "offload_policy": pinned if cpu_offload else OffloadPolicy(),
+    }
     blocks: Any = model.blocks
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, reshard_after_forward=reshard, **given)
+    fully_shard(model, reshard_after_forward=False, **given)
     for module in model.modules():  # the root's setting does not reach its children
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     model.register_forward_hook(_reshard_without_backward)
+
+
+def _gather_ahead(blocks: Any) -> None:
+    """Let each block ask for the next one's weights before it computes; backward does so anyway.
+
+    The copy or the network then works while the block does, even where Python is slower than the
+    device. It costs the memory of one more block.
+    """
+    for block, following in pairwise(blocks):
+        block.set_modules_to_forward_prefetch([following])
 
 
 def _reshard_without_backward(model: Any, *_: Any) -> None:
