@@ -12,6 +12,7 @@ from torchtune.distributed import World
 from torchtune.errors import ConfigError, MissingError, TuneError
 
 WORLD = World()
+SHARD = "shard-00001-00001.safetensors"
 
 
 def make_model() -> nn.Module:
@@ -119,7 +120,7 @@ def test_info_comes_back_and_nothing_is_pickled(tmp_path):
     save_training_state(tmp_path, **state, info=info)
     assert load_training_state(tmp_path, **state) == info
     names = sorted(path.name for path in (tmp_path / "training_state").iterdir())
-    assert names == ["optimizer.safetensors", "state.json"]
+    assert names == [SHARD, "state.json"]
 
 
 def test_weights_are_kept_in_the_training_dtype_and_frozen_ones_are_not_kept(tmp_path):
@@ -130,8 +131,8 @@ def test_weights_are_kept_in_the_training_dtype_and_frozen_ones_are_not_kept(tmp
     optimizer = torch.optim.AdamW(model[2].parameters())
     state = {"model": model, "optimizer": optimizer, "scheduler": None, "world": WORLD}
     save_training_state(tmp_path, **state, info={}, weights=True)
-    read = load_file(tmp_path / "training_state/weights.safetensors")
-    assert list(read) == ["2.weight"] and torch.equal(read["2.weight"], model[2].weight)
+    read = load_file(tmp_path / "training_state" / SHARD)
+    assert list(read) == ["weight/2.weight"] and torch.equal(*read.values(), model[2].weight)
 
 
 def small(tmp_path: Path) -> dict:
@@ -185,7 +186,22 @@ def test_a_folder_of_weights_alone_cannot_be_resumed(tmp_path):
         load_training_state(tmp_path, **state)
 
 
-@pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
+def test_another_layout_is_refused_with_the_way_out(tmp_path):
+    state = small(tmp_path)
+    path = tmp_path / "training_state/state.json"
+    path.write_text(path.read_text().replace('"layout": 1', '"layout": 2'))
+    with pytest.raises(ConfigError, match=r"another version(.|\n)*as checkpoint"):
+        load_training_state(tmp_path, **state)
+
+
+def test_a_missing_shard_is_named_by_the_tensor_that_lacks(tmp_path):
+    state = small(tmp_path)
+    (tmp_path / "training_state" / SHARD).unlink()
+    with pytest.raises(MissingError, match=r"state/0\.weight"):
+        load_training_state(tmp_path, **state)
+
+
+@pytest.mark.parametrize("name", ["state.json", SHARD])
 def test_a_damaged_file_is_named(tmp_path, name):
     state = small(tmp_path)
     path = tmp_path / "training_state" / name

@@ -15,6 +15,7 @@ from torchtune.checkpoint.manifest import damaged_files, latest_step
 from torchtune.checkpoint.merging import merge_adapter
 from torchtune.checkpoint.model import load_model, save_model
 from torchtune.checkpoint.run_folder import RehearsalFolder, RunFolder
+from torchtune.checkpoint.save_schedule import SaveSchedule
 from torchtune.checkpoint.step_folder import load_step, save_step
 from torchtune.checkpoint.training_state import load_training_state, read_info, save_training_state
 from torchtune.checkpoint.weights import Weights, read_weights, weights_digest
@@ -23,6 +24,7 @@ __all__ = [
     "FoundCheckpoint",
     "RehearsalFolder",
     "RunFolder",
+    "SaveSchedule",
     "Weights",
     "cut_lines",
     "damaged_files",

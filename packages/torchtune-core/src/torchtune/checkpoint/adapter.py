@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from torchtune.checkpoint.disk import on_main
-from torchtune.checkpoint.model import check_names, fill_all, write_json
-from torchtune.checkpoint.safetensors_file import write_tensors
+from torchtune.checkpoint.model import check_names, fill_all
+from torchtune.checkpoint.saving import make_folder, write_files, write_json
+from torchtune.checkpoint.tensor_files import whole_file
 from torchtune.checkpoint.weights import Weights, read_weights
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def save_adapter(
 ) -> None:
     """Write the parameters `names` of `model` in PEFT's format.
 
-    All ranks call this; the main one writes. Weights keep their dtype.
+    All ranks call this, and each writes what it holds. Weights keep their dtype.
 
     Args:
         model: The model with its adapter; plain or distributed.
@@ -47,11 +47,12 @@ def save_adapter(
         TuneError: The disk is full, or a file cannot be written; raised on every rank.
     """
     folder = Path(folder)
-    on_main(world, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
+    make_folder(folder, world, without=[ADAPTER_FILE])
     state = model.state_dict()
     tensors = {_peft_name(name): state[name] for name in state if name in names}
-    write_tensors(folder / ADAPTER_FILE, tensors, world=world)
-    write_json(folder / ADAPTER_CONFIG, config, world=world)
+    with write_files(world) as saving:
+        saving.add(whole_file(folder / ADAPTER_FILE, tensors, world))
+        write_json(folder / ADAPTER_CONFIG, config, saving)
 
 
 def load_adapter(

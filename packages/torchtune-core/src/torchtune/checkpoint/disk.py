@@ -12,7 +12,7 @@ from torchtune.errors import TuneError
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
-__all__ = ["Digest", "disk_error", "file_digest", "flush", "on_main"]
+__all__ = ["Digest", "disk_error", "file_digest", "flush", "on_main", "write_flushed"]
 
 T = TypeVar("T")
 # A quota, or the size that the shell allows a file, is as final as a full disk.
@@ -91,6 +91,18 @@ def flush(path: Path) -> None:
         return
     file = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a small file and wait until it is on disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    file = os.open(path, flags, 0o666)
+    try:
+        while data:
+            data = data[os.write(file, data) :]
         os.fsync(file)
     finally:
         os.close(file)

@@ -8,16 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from torchtune.checkpoint.disk import Digest, file_digest, flush
+from torchtune.checkpoint.disk import Digest, file_digest, flush, write_flushed
 
 __all__ = [
     "MANIFEST",
     "Manifest",
+    "damage",
     "damaged_files",
     "latest_step",
     "read_manifest",
     "seal",
     "step_name",
+    "whole_before",
     "whole_steps",
 ]
 
@@ -45,32 +47,22 @@ def step_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def seal(folder: Path, *, step: int, order: int, known: Mapping[Path, Digest]) -> None:
-    """Flush all of `folder` to disk and write its manifest, last.
+def seal(folder: Path, *, step: int, order: int, digests: Mapping[Path, Digest]) -> None:
+    """Write the manifest of `folder`, last, and flush its lists of names.
 
     Args:
         folder: What was saved.
         step: After which optimizer step.
         order: Which save of the run this is.
-        known: By absolute path, files already flushed and hashed; others are done here.
+        digests: Of every file, flushed already, by path.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(max_workers=4) as threads:
-        digests = threads.map(lambda path: known.get(path.absolute()) or _sealed(path), paths)
-        files = {
-            path.relative_to(folder).as_posix(): {"size": digest.size, "sha256": digest.sha256}
-            for path, digest in zip(paths, digests, strict=True)
-        }
-    text = json.dumps({"step": step, "order": order, "files": files}, indent=2)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    flush(folder / MANIFEST)
+    files = {
+        path.relative_to(folder).as_posix(): digests[path]._asdict() for path in sorted(digests)
+    }
+    text = json.dumps({"step": step, "order": order, "files": files}, indent=2) + "\n"
+    write_flushed(folder / MANIFEST, text.encode())
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         flush(path)
-
-
-def _sealed(path: Path) -> Digest:
-    flush(path)
-    return file_digest(path)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -79,30 +71,71 @@ def read_manifest(folder: Path) -> Manifest | None:
     Contents are not read (`damaged_files` does that): all was flushed before the manifest was
     written, so that a crash cannot leave a right size with wrong bytes.
     """
+    manifest = _parsed(folder)
+    return manifest if manifest and not _wrong_sizes(folder, manifest) else None
+
+
+def _parsed(folder: Path) -> Manifest | None:
     try:
         fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {name: Digest(**digest) for name, digest in fields["files"].items()}
-        manifest = Manifest(int(fields["step"]), int(fields["order"]), files)
-        sizes = {name: (folder / name).stat().st_size for name in files}
+        return Manifest(int(fields["step"]), int(fields["order"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if all(sizes[name] == files[name].size for name in files) else None
+
+
+def _wrong_sizes(folder: Path, manifest: Manifest) -> dict[str, str]:
+    found = {}
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            found[name] = "is missing"
+        elif (size := path.stat().st_size) != digest.size:
+            found[name] = f"has {size:,} bytes instead of {digest.size:,}"
+    return found
+
+
+def damage(folder: Path) -> dict[str, str]:
+    """Return what is wrong with files of a step folder by its manifest, such as ``is missing``.
+
+    Reads every byte in a few threads (about 2 GB/s each); a resume reads them anyway. Without a
+    manifest that can be read it is that one which is named.
+    """
+    manifest = _parsed(folder)
+    if manifest is None:
+        return {MANIFEST: "is damaged" if (folder / MANIFEST).is_file() else "is missing"}
+    found = _wrong_sizes(folder, manifest)
+    names = [name for name in manifest.files if name not in found]
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        digests = threads.map(lambda name: file_digest(folder / name), names)
+        for name, digest in zip(names, digests, strict=True):
+            if digest != manifest.files[name]:
+                found[name] = "was changed"
+    return dict(sorted(found.items()))
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Return the files of a whole `folder` whose content is not what its manifest says, sorted.
+    """Return the files of a step folder that are missing or not what its manifest says, sorted.
 
-    Reads every byte in a few threads (about 2 GB/s each); a resume reads them anyway. A folder
-    that is not whole gives the manifest's own name.
+    Reads every byte. Without a manifest that can be read it gives the manifest's own name.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return [MANIFEST]
-    names = sorted(manifest.files)
-    with ThreadPoolExecutor(max_workers=4) as threads:
-        digests = threads.map(lambda name: file_digest(folder / name), names)
-        pairs = zip(names, digests, strict=True)
-        return [name for name, digest in pairs if digest != manifest.files[name]]
+    return list(damage(folder))
+
+
+def whole_before(folder: Path) -> Path | None:
+    """Return the newest undamaged step folder beside `folder` that was saved before it.
+
+    Where the manifest of `folder` cannot be read, steps tell what was before.
+    """
+    damaged = _parsed(folder)
+    for path in whole_steps(folder.parent):
+        manifest = read_manifest(path)
+        if path == folder or manifest is None:
+            continue
+        earlier = manifest.order < damaged.order if damaged else path.name < folder.name
+        if earlier and not damage(path):
+            return path
+    return None
 
 
 def whole_steps(folder: Path) -> list[Path]:

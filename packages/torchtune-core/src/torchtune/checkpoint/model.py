@@ -1,17 +1,19 @@
 """A model's weights, between its parameters and a folder that transformers loads."""
 
-import json
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from torchtune.checkpoint.disk import on_main
-from torchtune.checkpoint.output_file import OutputFile
-from torchtune.checkpoint.safetensors_file import nbytes, write_tensors
+from torchtune.checkpoint.safetensors_file import nbytes
+from torchtune.checkpoint.saving import make_folder, write_files, write_json
+from torchtune.checkpoint.staged_work import THREADS
+from torchtune.checkpoint.tensor_files import whole_file
 from torchtune.checkpoint.weights import INDEX_FILE, WEIGHTS_FILE, Weights, read_weights
 from torchtune.errors import ConfigError, MissingError, TuneError
 
@@ -25,13 +27,15 @@ __all__ = [
     "load_model",
     "save_model",
     "save_tensors",
-    "write_json",
 ]
 
 # Old conversions saved these; every reader computes them from config.json.
 _COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 MAX_SHARD_BYTES = 5 * 2**30
 """Where transformers and the hub have long cut files of weights."""
+
+_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+_READERS = 4
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -82,7 +86,7 @@ def _is_spare_head(weights: Weights, tensors: Mapping[str, Tensor]) -> bool:
     """Say whether the files of a tied model hold the embedding a second time, as the head."""
     if _HEAD in tensors or _HEAD not in weights or _EMBEDDING not in weights:
         return False
-    return torch.equal(weights[_HEAD], weights[_EMBEDDING])
+    return weights.same(_HEAD, _EMBEDDING)
 
 
 def fill_all(
@@ -108,14 +112,11 @@ def fill_all(
     Raises:
         TuneError: As `load_model`.
     """
-    from torchtune.distributed import fill  # late: brings torch.distributed
-
     targets = {file_name(name): name for name in tensors}
     check_names({key: tensors[name] for key, name in targets.items()}, weights, ignored, where)
-    with torch.no_grad():
-        for key in weights:
-            if key in targets:
-                fill(tensors[targets[key]], weights[key])
+    with ThreadPoolExecutor(max_workers=_READERS) as readers:
+        keys = [key for key in weights if key in targets]
+        deque(readers.map(lambda key: weights.fill(key, tensors[targets[key]]), keys), maxlen=0)
     return set(tensors)
 
 
@@ -155,18 +156,19 @@ def save_model(
 ) -> None:
     """Write `model` so that transformers and `load_model` load the folder as it is.
 
-    All ranks call this; the main one writes, and holds one tensor whole at a time.
+    All ranks call this, and each writes what it holds at its place in the files: nothing is
+    gathered, and no rank holds more than its own part. The folder must be one that all ranks see.
 
     Args:
         model: Plain or distributed over the ranks.
-        folder: Where to; made where absent.
+        folder: Where to; made where absent, older weights in it are removed.
         world: The processes that take part.
         config: What config.json says, the dtype apart, which is that of the files.
         dtype: What floating point weights are cast to; None keeps theirs.
         max_shard_bytes: Above this the weights are spread over several files with an index; 5 GiB
             is what transformers and the hub have long used.
         skip: Names to leave out, such as those of an adapter.
-        durable: See `OutputFile`.
+        durable: Flush the files to disk; False leaves that out, to measure its cost.
 
     Raises:
         TuneError: The disk is full, or a file cannot be written; raised on every rank.
@@ -194,17 +196,16 @@ def save_tensors(
     durable: bool = True,
     value: Callable[[str], Tensor] | None = None,
 ) -> None:
-    """Write a model's `tensors` as `save_model` does; with `value`, as `write_tensors`, one by one."""
-    on_main(world, lambda: folder.mkdir(parents=True, exist_ok=True), folder)
+    """Write a model's `tensors` as `save_model` does; with `value`, as `whole_file`, one by one."""
+    make_folder(folder, world, without=_WEIGHTS)
     shards = _shards(tensors, dtype, max_shard_bytes)
-    for file, names in shards.items():
-        shard = {name: tensors[name] for name in names}
-        write_tensors(folder / file, shard, world=world, dtype=dtype, durable=durable, value=value)
-    if len(shards) > 1:
-        index = _index(tensors, shards, dtype)
-        write_json(folder / INDEX_FILE, index, world=world, durable=durable)
-    fields = _with_dtype(config, tensors, dtype)
-    write_json(folder / "config.json", fields, world=world, durable=durable)
+    with write_files(world, durable=durable, threads=1 if value else THREADS) as saving:
+        for file, names in shards.items():
+            shard = {name: tensors[name] for name in names}
+            saving.add(whole_file(folder / file, shard, world, dtype=dtype, value=value))
+        if len(shards) > 1:
+            write_json(folder / INDEX_FILE, _index(tensors, shards, dtype), saving)
+        write_json(folder / "config.json", _with_dtype(config, tensors, dtype), saving)
 
 
 def _shards(
@@ -242,13 +243,3 @@ def _with_dtype(
     dtype = dtype or next(iter(tensors.values())).dtype
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     return {**config, key: str(dtype).removeprefix("torch.")}
-
-
-def write_json(
-    path: Path, value: Mapping[str, Any], *, world: "World", durable: bool = True
-) -> None:
-    """Write `value` as JSON on the main rank; all ranks call this and learn of a failure."""
-    file = OutputFile(path, world, durable=durable)
-    if world.is_main:
-        file.write(memoryview((json.dumps(value, indent=2) + "\n").encode()))
-    file.close()

@@ -1,173 +1,140 @@
-"""A file that is hashed and flushed to disk by threads while the next bytes are written."""
+"""A file of known layout, of which each process writes its share and hashes it on the way."""
 
 import errno
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Event
+from typing import TYPE_CHECKING, NamedTuple
 
-from torchtune.checkpoint.disk import Digest, on_main
+import torch
+from torch import Tensor
+
+from torchtune.checkpoint.boxes import stretches
+from torchtune.checkpoint.disk import Digest
 
 if TYPE_CHECKING:
-    from torchtune.distributed import World
+    from torchtune.distributed import Part
 
-__all__ = ["OutputFile", "Recording", "recording"]
+__all__ = ["OutputFile", "Share"]
 
-# Smaller tensors are joined before they are written and hashed: handing each to a thread would
-# cost more than copying it.
-_SMALL_BYTES = 2**20
-_BATCH_BYTES = 16 * 2**20
-# How far hashing may fall behind writing: what is written is kept in memory until it is hashed.
-_BACKLOG_BYTES = 256 * 2**20
+# What is hashed and written at a time: small enough to be still in the cache for the second.
+_PIECE_BYTES = 4 * 2**20
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-class Recording:
-    """The files closed by `OutputFile` meanwhile, which may still be hashed and flushed."""
+class Share(NamedTuple):
+    """What this process writes of one tensor.
 
-    def __init__(self) -> None:
-        self._files: list[OutputFile] = []
-
-    def add(self, file: "OutputFile") -> None:
-        """Take over a closed `file`."""
-        self._files.append(file)
-
-    def digests(self) -> dict[Path, Digest]:
-        """Wait until all are on disk; return their digests by absolute path.
-
-        Raises:
-            OSError: One could not be flushed.
-        """
-        return {file.path.absolute(): file.digest() for file in self._files}
-
-    def abandon(self) -> None:
-        """Let go of all files, whatever came of them."""
-        for file in self._files:
-            file.abandon()
-
-
-_recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
-
-
-@contextmanager
-def recording() -> Iterator[Recording]:
-    """Collect what `OutputFile` writes, so that no file waits for the one before to be on disk."""
-    files = Recording()
-    token = _recording.set(files)
-    try:
-        yield files
-    finally:
-        _recording.reset(token)
-        files.abandon()
-
-
-class OutputFile:
-    """A file that the main rank writes and all ranks close.
-
-    An `OSError` on the main rank is kept until `close`, and later writes do nothing, so that it
-    stays in step with ranks that gather tensors for it. One thread hashes what was written, another
-    flushes it in the end; `close` waits for both unless there is a `recording`, which then does.
-
-    Args:
-        path: Where to write; an old file is replaced.
-        world: The processes that take part.
-        size: Bytes to come, where that is known: the disk sets them aside, so that a full one is
-            found at once and flushing takes less time (0.55 s instead of 0.60 for 0.8 GB).
-        durable: Hash the bytes and flush them to disk; False leaves both out, to measure the cost.
+    Attributes:
+        tensor: It, of the shape ``box.sizes``, on any device; or a function that gives it when its
+            turn comes.
+        dtype: The dtype in the file.
+        shape: The whole tensor's, as the file has it.
+        begin: The tensor's first byte in the file.
+        box: Where in the whole this share lies.
     """
 
-    def __init__(self, path: Path, world: "World", *, size: int = 0, durable: bool = True) -> None:
-        self.path, self.world, self.durable = path, world, durable
-        self._size, self._file = 0, -1
-        self._error: OSError | None = None
-        self._sha256 = hashlib.sha256()
-        self._batch = bytearray()
-        self._hasher = ThreadPoolExecutor(max_workers=1)  # one, so that the order is kept
-        self._flusher = ThreadPoolExecutor(max_workers=1)
-        self._backlog: deque[tuple[Future[None], int]] = deque()
-        self._flushed: Future[None] | None = None
-        if world.is_main:
-            self._try(lambda: self._open(size if durable else 0))
+    tensor: Tensor | Callable[[], Tensor]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    box: "Part"
 
-    def write(self, data: memoryview) -> None:
-        """Append `data`, bytes that must not change until the file is closed and digested.
+    def nbytes(self) -> int:
+        """Return how many bytes it takes in the file."""
+        return prod(self.box.sizes) * self.dtype.itemsize
 
-        Does nothing on other ranks than the main one.
-        """
-        if self._file < 0 or self._error is not None:
-            return
-        if len(data) < _SMALL_BYTES:
-            self._batch += data
-        if len(data) >= _SMALL_BYTES or len(self._batch) >= _BATCH_BYTES:
-            self._try(self._write_batch)
-        if len(data) >= _SMALL_BYTES and self._error is None:
-            self._try(lambda: self._write(data))
+    def bytes(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield the share's bytes in pieces, each with its place in the file."""
+        tensor = self.tensor if isinstance(self.tensor, Tensor) else self.tensor()
+        blocks = _blocks(tensor.detach(), self.dtype)
+        block = memoryview(b"")
+        width = self.dtype.itemsize
+        for first, count in stretches(self.shape, self.box):
+            place, left = self.begin + first * width, count * width
+            while left:
+                block = block or next(blocks)
+                data, block = block[:left], block[left:]
+                yield place, data
+                place, left = place + len(data), left - len(data)
 
-    def close(self) -> None:
-        """End the file on the main rank; raise on every rank what went wrong there."""
-        on_main(self.world, self._close, self.path)
 
-    def digest(self) -> Digest:
-        """Wait until the closed file is hashed and on disk, and return its digest.
+def _blocks(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    """Yield the bytes of `tensor`, converted and brought to the CPU piece by piece."""
+    flat = tensor.reshape(-1)
+    for part in flat.split(_PIECE_BYTES // dtype.itemsize):
+        yield memoryview(part.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to be written, its layout known.
+
+    Args:
+        path: Where to write; its folder is there.
+        size: Bytes of the whole file, set aside at once so that a full disk is found early.
+        prefix: The first bytes; given by one process alone, which sets the size aside.
+        shares: What this process writes behind them, in the order of the file's bytes.
+        shared: Whether other processes write into the file too. Otherwise this one writes all of it.
+    """
+
+    path: Path
+    size: int
+    prefix: bytes = b""
+    shares: Sequence[Share] = ()
+    shared: bool = False
+
+    def nbytes(self) -> int:
+        """Return how many bytes this process writes; with none it leaves the file alone."""
+        return len(self.prefix) + sum(share.nbytes() for share in self.shares)
+
+    def write(self, stop: Event, *, durable: bool, hashed: bool) -> Digest | None:
+        """Write what this process has of the file; return the digest of one that it writes alone.
+
+        Args:
+            stop: Once set, the rest is left unwritten.
+            durable: Flush the file to disk, which waits until it is there.
+            hashed: Compute the sha256 too.
 
         Raises:
-            OSError: It could not be flushed.
+            OSError: The disk is full, or the file cannot be written.
         """
-        if self._flushed is not None:
-            self._flushed.result()
-        self.abandon()  # waits for the hasher
-        return Digest(self._size, self._sha256.hexdigest())
-
-    def abandon(self) -> None:
-        """Close without a word to other ranks, as when some other error comes first."""
-        self._hasher.shutdown()
-        self._flusher.shutdown()
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _try(self, action: Callable[[], None]) -> None:
+        sha256 = hashlib.sha256() if hashed and not self.shared else None
+        flags = os.O_WRONLY | os.O_CREAT | (0 if self.shared else os.O_TRUNC)
+        file, place = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666), 0
         try:
-            action()
+            if durable and self.prefix:
+                _set_aside(file, self.size)
+            for begin, data in self._bytes():
+                if stop.is_set():
+                    return None
+                if begin != place:
+                    os.lseek(file, begin, os.SEEK_SET)
+                if sha256 is not None:
+                    sha256.update(data)
+                place = begin + len(data)
+                while data:
+                    data = data[os.write(file, data) :]
+            if durable:
+                os.fsync(file)
+        finally:
+            os.close(file)
+        return Digest(self.size, sha256.hexdigest()) if sha256 is not None else None
+
+    def _bytes(self) -> Iterator[tuple[int, memoryview]]:
+        yield 0, memoryview(self.prefix)
+        for share in self.shares:
+            yield from share.bytes()
+
+
+def _set_aside(file: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
         except OSError as error:
-            self._error = error
-
-    def _open(self, size: int) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-        self._file = os.open(self.path, flags, 0o666)
-        if size and hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(self._file, 0, size)
-            except OSError as error:
-                if error.errno not in _NO_SUCH_CALL:  # some file systems cannot set aside
-                    raise
-
-    def _write_batch(self) -> None:
-        batch, self._batch = self._batch, bytearray()
-        self._write(memoryview(batch))
-
-    def _write(self, data: memoryview) -> None:
-        if self.durable:
-            self._backlog.append((self._hasher.submit(self._sha256.update, data), len(data)))
-            while sum(size for _, size in self._backlog) > _BACKLOG_BYTES:
-                self._backlog.popleft()[0].result()
-        self._size += len(data)
-        while data:
-            data = data[os.write(self._file, data) :]
-
-    def _close(self) -> None:
-        files = _recording.get()
-        if self._error is None:
-            self._try(self._write_batch)
-        if self._error is not None or not self.durable:
-            self.abandon()
-        if self._error is not None:
-            raise self._error
-        if self.durable:
-            self._flushed = self._flusher.submit(os.fsync, self._file)
-            files.add(self) if files is not None else self.digest()
+            if error.errno not in _NO_SUCH_CALL:  # some file systems cannot set aside
+                raise

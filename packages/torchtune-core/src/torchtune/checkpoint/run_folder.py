@@ -1,25 +1,27 @@
 """The output folder of a run: one owner, atomic saves, and where to go on from."""
 
 import os
-import re
 import shutil
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchtune.checkpoint.disk import disk_error, flush, on_main
-from torchtune.checkpoint.manifest import (
-    damaged_files,
-    latest_step,
-    read_manifest,
-    seal,
-    step_name,
-    whole_steps,
+from torchtune.checkpoint.disk import disk_error, on_main
+from torchtune.checkpoint.manifest import latest_step, step_name
+from torchtune.checkpoint.publishing import SaveUnderWay, point_latest, prune_steps
+from torchtune.checkpoint.run_start import (
+    LOCK,
+    check_is_shared,
+    choose_step,
+    clear_leftovers,
+    refuse_foreign,
+    take_lock,
+    warn,
 )
-from torchtune.checkpoint.output_file import Recording, recording
-from torchtune.errors import ConfigError, MissingError
+from torchtune.checkpoint.saving import Copies, Saving, collect_files
+from torchtune.errors import ConfigError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -28,21 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RehearsalFolder", "RunFolder"]
 
-LATEST, LOCK = "latest", ".lock"
-# What a run leaves in its folder; .partial and .old are saves and prunings that were cut off.
-_OURS = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|loss\.png|step_\d{6,}|latest|\.lock"
-    r"|\..+\.(partial|old)|tensorboard|wandb|mlruns|mlflow\.db|profile|logs"
-    r"|\.DS_Store|\.nfs.*|lost\+found"
-)
-_AUTO = "resume_from_checkpoint=auto"
-
 
 class RunFolder:
     """The output folder that this run owns until `close`, or until its process dies.
 
-    All ranks make one with the same arguments and call its methods together; the main rank alone
-    touches the disk, and every rank learns of its errors.
+    All ranks make one with the same arguments and call its methods together. The main rank owns the
+    folder, every rank writes its part of a save, and all learn of an error on one.
 
     Args:
         output_dir: Made where absent. Files that no run of ours makes are refused.
@@ -72,120 +65,133 @@ class RunFolder:
         self.path = Path(output_dir).absolute()
         self.world = world
         self._lock: BaseFileLock | None = None
+        self._save: SaveUnderWay | None = None
+        self._copies = Copies()
+        self._has_waited = False
         try:
             self.resume_from = on_main(world, lambda: self._open(resume), self.path)
+            check_is_shared(self.path, world)
         except BaseException:
             self.close()
             raise
 
     @contextmanager
-    def writing(self, step: int) -> Iterator[Path]:
-        """Give a folder to save into; it becomes ``step_000100`` when the block ends, or vanishes.
+    def writing(self, step: int, *, background: bool = False) -> Iterator[Path]:
+        """Give a folder to save into; it becomes ``step_000100`` when all is written, or vanishes.
 
         Whatever lies in it then is flushed to disk and listed with its sha256 in manifest.json;
         then it is renamed, and ``latest`` moves last. What the main rank alone writes in the block
-        belongs into `on_main`, so that all ranks leave the block the same way.
+        belongs into `on_main`, so that all ranks leave the block the same way. Every rank must see
+        the folder: with several machines it lies on a shared file system.
 
         Args:
             step: The number of optimizer steps done.
+            background: Copy what is saved to this process's memory, and write while the caller
+                goes on; it must call `poll` now and then, and `wait` in the end. A save that is
+                still being written is waited for first.
 
         Raises:
-            TuneError: The disk is full, or the folder cannot be written. What was there before is
-                untouched, and nothing of this save is left.
+            TuneError: The disk is full, or the folder cannot be written, now or in the background
+                before. What was whole before is untouched, and nothing of this save is left.
         """
-        partial = self.path / f".{step_name(step)}.partial"
-        on_main(self.world, lambda: _make_empty(partial), partial)
+        self._wait_for_last(background)
+        folder = self.path / f".{step_name(step)}.partial"
+        on_main(self.world, lambda: _make_empty(folder), folder)
+        self._copies.begin()
+        saving = Saving(self.world, copies=self._copies if background else None, hashed=True)
         try:
-            with recording() as files:
-                yield partial
-                on_main(self.world, lambda: self._seal(partial, step, files), partial)
+            with collect_files(saving):
+                yield folder
+            self._save = SaveUnderWay(self.world, folder, step, saving)
         except BaseException as error:
-            if self.world.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
+            self._abandon(folder)
             if isinstance(error, OSError):
-                raise disk_error(error, partial) from error
+                raise disk_error(error, folder) from error
             raise
-        on_main(self.world, lambda: self._publish(partial, step), partial)
+        self._advance(wait=not background)
+
+    def poll(self) -> bool:
+        """Go on with a save in the background as far as all ranks have come; say if none is left.
+
+        All ranks call this together, such as after each step. Without such a save it costs nothing.
+
+        Raises:
+            TuneError: The save failed on some rank; raised on every rank.
+        """
+        return self._advance(wait=False)
+
+    def wait(self) -> None:
+        """Wait until what is being saved is whole on disk. All ranks call this together.
+
+        Raises:
+            TuneError: The save failed on some rank; raised on every rank.
+        """
+        self._advance(wait=True)
 
     def prune(self, keep_last: int | None, keep: Collection[int] = ()) -> None:
         """Delete old step folders, after a newer one is whole; the newest always stays.
+
+        With a save in the background they are deleted when that one is whole.
 
         Args:
             keep_last: How many of the newest stay; None for all.
             keep: Steps that stay besides, such as the best one.
         """
-        on_main(self.world, lambda: self._prune(keep_last, keep), self.path)
+        prune = partial(prune_steps, self.path, keep_last, {step_name(step) for step in keep})
+        if self._save is not None:
+            self._save.afterwards = prune
+        else:
+            on_main(self.world, prune, self.path)
 
     def close(self) -> None:
-        """Give the folder free for another run. Needs no other rank."""
+        """Give the folder free for another run. Needs no other rank, so `wait` before."""
+        if self._save is not None:
+            warn(
+                f"step {self._save.step} was being saved, and that is given up: nothing waited for it"
+            )
+            self._abandon(self._save.folder)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def _advance(self, *, wait: bool) -> bool:
+        if self._save is None:
+            return True
+        try:
+            done = self._save.work.advance(wait=wait)
+        except BaseException:
+            self._abandon(self._save.folder)
+            raise
+        if done:
+            self._save = None
+        return done
+
+    def _wait_for_last(self, background: bool) -> None:
+        if not self._advance(wait=False):
+            if background and self.world.is_main and not self._has_waited:
+                self._has_waited = True
+                warn("a save waits for the one before it, and the run with it: save less often")
+            self._advance(wait=True)
+
+    def _abandon(self, folder: Path) -> None:
+        """Leave nothing of a save that broke off."""
+        save, self._save = self._save, None
+        if save is not None:
+            save.work.stop()
+        if self.world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _open(self, resume: str | os.PathLike[str] | bool | None) -> Path | None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("E-FOLDER", f"{self.path} is a file", where="output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(self.path)
-        self._take_lock()
-        _clear_leftovers(self.path)
-        found = self._choose(resume)
+        refuse_foreign(self.path)
+        self._lock = take_lock(self.path)
+        clear_leftovers(self.path)
+        found = choose_step(self.path, resume)
         if newest := latest_step(self.path):
-            _point_latest(self.path, newest.name)
+            point_latest(self.path, newest.name)
         return found
-
-    def _take_lock(self) -> None:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                "E-FOLDER-IN-USE",
-                f"{self.path} is in use by a live run",
-                where="output_dir",
-                do="wait for it or stop it, or choose another output_dir",
-            ) from None
-        self._lock = lock
-
-    def _choose(self, resume: str | os.PathLike[str] | bool | None) -> Path | None:
-        if resume == "auto" or resume is True:
-            return _last_whole(self.path)
-        named = _named_step(Path(resume)) if resume else None
-        newest = latest_step(self.path)
-        if newest and (named is None or named.parent != self.path.resolve()):
-            raise ConfigError(
-                "E-FOLDER-HAS-RUN",
-                f"{self.path} already holds the checkpoint {newest.name}",
-                where="output_dir",
-                do=f"{_AUTO} goes on from it; else choose another output_dir",
-            )
-        return named
-
-    def _seal(self, partial: Path, step: int, files: Recording) -> None:
-        last = latest_step(self.path)
-        before = read_manifest(last) if last else None
-        seal(partial, step=step, order=before.order + 1 if before else 1, known=files.digests())
-
-    def _publish(self, partial: Path, step: int) -> None:
-        place = self.path / step_name(step)
-        old = self.path / f".{place.name}.old"
-        if place.exists():  # a run that went back has come here again
-            place.rename(old)  # the next run puts it back if this one ends here
-        partial.rename(place)
-        flush(self.path)
-        _point_latest(self.path, place.name)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _prune(self, keep_last: int | None, keep: Collection[int]) -> None:
-        kept = {step_name(step) for step in keep}
-        steps = whole_steps(self.path)
-        for place in steps[max(keep_last, 1) :] if keep_last is not None else []:
-            if place.name not in kept:
-                aside = self.path / f".{place.name}.partial"
-                place.rename(aside)  # so that no half of it is ever found
-                shutil.rmtree(aside)
 
 
 class RehearsalFolder(RunFolder):
@@ -209,91 +215,6 @@ class RehearsalFolder(RunFolder):
             shutil.rmtree(self._run.path)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    foreign = sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name))
-    if (folder / LATEST).is_dir() and not (folder / LATEST).is_symlink():
-        foreign.append(LATEST)  # a copy that followed the link
-    if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        raise ConfigError(
-            "E-FOLDER-FOREIGN",
-            f"{folder} holds files that no run made: {', '.join(foreign[:3])}{more}",
-            where="output_dir",
-            do="choose another output_dir, or move these files away",
-        )
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Remove unfinished saves, and put back a folder that was about to be replaced."""
-    for old in folder.glob(".step_*.old"):
-        place = folder / old.name[1:].removesuffix(".old")
-        if not place.exists():
-            old.rename(place)
-    for path in [*folder.glob(".*.partial"), *folder.glob(".step_*.old")]:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _last_whole(folder: Path) -> Path | None:
-    """Return the newest step folder that is as it was saved; say which are passed over."""
-    whole = whole_steps(folder)
-    for path in sorted(folder.glob("step_*")):
-        if path not in whole:
-            _say(f"{path.name} is not whole, so it is not resumed from")
-    for path in whole:
-        damaged = damaged_files(path)
-        if not damaged:
-            return path
-        _say(f"{path.name} is damaged ({', '.join(damaged)}), so it is not resumed from")
-    if whole:
-        raise MissingError(
-            "E-CHECKPOINT-DAMAGED",
-            "no checkpoint is as it was saved",
-            where=str(folder),
-            do="choose another output_dir to start afresh",
-        )
-    return None
-
-
-def _say(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _named_step(path: Path) -> Path:
-    if not path.is_dir():
-        raise MissingError(
-            "E-CHECKPOINT-MISSING", f"there is no {path}", where="resume_from_checkpoint"
-        )
-    path = path.resolve()
-    if read_manifest(path) is None and (newest := latest_step(path)):
-        raise ConfigError(
-            "E-CHECKPOINT",
-            f"{path} is the folder of a run",
-            where="resume_from_checkpoint",
-            do=f"give one of its step folders, such as {newest}",
-        )
-    damaged = damaged_files(path)
-    if damaged:
-        raise MissingError(
-            "E-CHECKPOINT-DAMAGED",
-            f"{path.name} is not as it was saved: {', '.join(damaged)}",
-            where=str(path),
-            do=f"choose another step folder, or {_AUTO}",
-        )
-    return path
-
-
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-
-
-def _point_latest(folder: Path, name: str) -> None:
-    """Make ``latest`` a link to `name`, or a file with that name where links are not allowed."""
-    aside = folder / ".latest.partial"
-    aside.unlink(missing_ok=True)
-    try:
-        aside.symlink_to(name, target_is_directory=True)
-    except (OSError, NotImplementedError):
-        aside.write_text(name + "\n", encoding="utf-8")
-    aside.replace(folder / LATEST)
-    flush(folder)

@@ -1,24 +1,33 @@
-"""One safetensors file: its header, checked, and a writer that streams tensor by tensor.
+"""The header of a safetensors file, read and checked, or laid out for a file to be written.
 
 The format is that of https://huggingface.co/docs/safetensors: eight bytes with the length of a
 JSON header, the header, then the tensors' bytes one after the other.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchtune.checkpoint.output_file import OutputFile
 from torchtune.errors import MissingError, TuneError
 
-if TYPE_CHECKING:
-    from torchtune.distributed import World
+__all__ = [
+    "DTYPES",
+    "OFFSETS",
+    "Entry",
+    "Header",
+    "file_dtype",
+    "lay_out",
+    "nbytes",
+    "read_header",
+]
 
-__all__ = ["DTYPES", "Entry", "nbytes", "read_header", "write_tensors"]
+OFFSETS = "DCP_SHARDING_INFO"
+"""Metadata of torch.distributed.checkpoint's files: where each tensor in it lies in the whole one."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -58,8 +67,23 @@ class Entry(NamedTuple):
     end: int
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """Return what the safetensors file at `path` holds, in the order of its bytes.
+class Header(NamedTuple):
+    """What a safetensors file holds.
+
+    Attributes:
+        entries: By name, in the order of their bytes.
+        start: The first byte after the header.
+        offsets: Where a tensor lies in the whole one that it is a part of, by name; none for a
+            file of whole tensors.
+    """
+
+    entries: dict[str, Entry]
+    start: int
+    offsets: dict[str, tuple[int, ...]]
+
+
+def read_header(path: Path) -> Header:
+    """Return what the safetensors file at `path` holds.
 
     Raises:
         MissingError: The file is absent, cut short, or no safetensors file.
@@ -74,21 +98,23 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise _damaged(path, "is not a safetensors file")
             raise _truncated(path, size, max(8 + length, 9))
         header = file.read(length)
-    entries = _parse(path, header)
+    entries, offsets = _parse(path, header)
     promised = 8 + length + max((entry.end for entry in entries.values()), default=0)
     if size < promised:
         raise _truncated(path, size, promised)
-    return dict(sorted(entries.items(), key=lambda item: item[1].begin))
+    entries = dict(sorted(entries.items(), key=lambda item: item[1].begin))
+    return Header(entries, 8 + length, offsets)
 
 
-def _parse(path: Path, header: bytes) -> dict[str, Entry]:
+def _parse(path: Path, header: bytes) -> tuple[dict[str, Entry], dict[str, tuple[int, ...]]]:
     try:
         fields = json.loads(header)
-        fields.pop("__metadata__", None)
-        return {
+        parts = json.loads((fields.pop("__metadata__", None) or {}).get(OFFSETS, "{}"))
+        entries = {
             name: Entry(value["dtype"], tuple(value["shape"]), *value["data_offsets"])
             for name, value in fields.items()
         }
+        return entries, {name: tuple(parts[name]["saved_offsets"]) for name in parts}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, "has a header that cannot be read") from error
 
@@ -118,65 +144,37 @@ def file_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def write_tensors(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    world: "World",
-    dtype: torch.dtype | None = None,
-    durable: bool = True,
-    value: Callable[[str], Tensor] | None = None,
-) -> None:
-    """Write `tensors` into the safetensors file `path`, gathering one at a time.
+def lay_out(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    offsets: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[bytes, dict[str, int]]:
+    """Return the header of a file with tensors of these dtypes and shapes, and first bytes by name.
 
-    All ranks call this with the same names; the main one writes. No more than one tensor is held
-    whole, and each is hashed while it is written.
+    Wide dtypes come first, as in the reference implementation: every tensor is aligned then. The
+    first bytes are in the order of the file.
 
     Args:
-        path: The file to write.
-        tensors: By name; plain or distributed over the ranks.
-        world: The processes that take part.
-        dtype: What floating point tensors are cast to; None keeps theirs.
-        durable: See `OutputFile`.
-        value: Gives the tensor of a name when its turn comes, in the shape of the one in `tensors`,
-            which then may be of the meta device; None takes the one in `tensors`.
-
-    Raises:
-        TuneError: The disk is full, or the file cannot be written; raised on every rank.
+        shapes: By name.
+        offsets: Where each lies in the whole tensor that it is a part of; None: they are whole.
     """
-    from torchtune.distributed import gather_full  # late: brings torch.distributed
-
-    # Wide dtypes first, as the reference implementation does: every tensor is aligned then.
-    order = sorted(tensors, key=lambda name: -file_dtype(tensors[name], dtype).itemsize)
-    header = _header({name: tensors[name] for name in order}, dtype)
-    size = len(header) + sum(nbytes(tensor, dtype) for tensor in tensors.values())
-    file = OutputFile(path, world, size=size, durable=durable)
-    try:
-        file.write(header)
-        for name in order:
-            full = gather_full((value(name) if value else tensors[name]).detach())
-            if world.is_main:
-                file.write(_bytes(full, file_dtype(tensors[name], dtype)))
-            del full
-    except BaseException:
-        file.abandon()
-        raise
-    file.close()
-
-
-def _header(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> memoryview:
-    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    metadata = {"format": "pt"}
+    if offsets is not None:
+        parts = {name: {"saved_offsets": list(place)} for name, place in offsets.items()}
+        metadata |= {OFFSETS: json.dumps(parts), "DCP_VERSION": "1.0"}
+    fields: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
-    for name, tensor in tensors.items():
-        end = begin + nbytes(tensor, dtype)
-        kind = _NAMES[file_dtype(tensor, dtype)]
-        fields[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    order = sorted(shapes, key=lambda name: -shapes[name][0].itemsize)
+    for name in order:
+        dtype, shape = shapes[name]
+        end = begin + prod(shape) * dtype.itemsize
+        fields[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
         begin = end
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return memoryview(len(text).to_bytes(8, "little") + text)
-
-
-def _bytes(tensor: Tensor, dtype: torch.dtype) -> memoryview:
-    flat = tensor.to("cpu", dtype).contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data)
+    header = len(text).to_bytes(8, "little") + text
+    places = {name: len(header) + fields[name]["data_offsets"][0] for name in order}
+    return header, places

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torchtune.checkpoint.disk import on_main
-from torchtune.checkpoint.model import fill_all, write_json
+from torchtune.checkpoint.model import fill_all
 from torchtune.checkpoint.random_state import random_state, restore_random_state
-from torchtune.checkpoint.safetensors_file import write_tensors
+from torchtune.checkpoint.safetensors_file import DTYPES
+from torchtune.checkpoint.saving import make_folder, write_files, write_json
 from torchtune.checkpoint.state_values import pack, unpack
-from torchtune.checkpoint.weights import Weights, read_weights
+from torchtune.checkpoint.tensor_files import own_files
+from torchtune.checkpoint.weights import Weights
 from torchtune.errors import ConfigError, MissingError, TuneError
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["load_training_state", "read_info", "save_training_state"]
 
 FOLDER = "training_state"
-_STATE, _OPTIMIZER, _WEIGHTS = "state.json", "optimizer.safetensors", "weights.safetensors"
+_STATE = "state.json"
+_SHARDS, _SHARD = "shard-*.safetensors", "shard-{rank:05d}-{number:05d}.safetensors"
+_WEIGHT = "weight/"
+_LAYOUT = 1
+"""Number of the layout of this folder; a reader of another one says so instead of guessing."""
 
 
 def save_training_state(
@@ -43,8 +48,9 @@ def save_training_state(
 ) -> None:
     """Write into ``folder/training_state`` what an exact resume needs beside the weights.
 
-    All ranks call this; the main one writes, and holds one tensor whole at a time. Tensors go into
-    safetensors files, all else into state.json; nothing is pickled.
+    All ranks call this, and each writes the parts of tensors that it holds into safetensors files
+    of its own, in the layout of torch.distributed.checkpoint's Hugging Face storage; where ranks
+    hold the same, one writes it. All else goes into state.json; nothing is pickled or gathered.
 
     Args:
         folder: A step folder.
@@ -55,25 +61,28 @@ def save_training_state(
         info: What the caller wants back: progress, data position; as JSON can hold it.
         weights: Also save the trainable weights as they are: needed where the step folder's own
             weight files hold another dtype.
-        durable: See `OutputFile`.
+        durable: Flush the files to disk; False leaves that out, to measure its cost.
 
     Raises:
         TuneError: The disk is full, a file cannot be written, or the optimizer or scheduler holds
             what is no number or tensor.
     """
     place = Path(folder) / FOLDER
-    on_main(world, lambda: place.mkdir(parents=True, exist_ok=True), place)
     tensors: dict[str, Tensor] = {}
     fields = {
+        "layout": _LAYOUT,
         "info": dict(info),
         "optimizer": _pack_optimizer(model, optimizer, tensors),
         "scheduler": scheduler and pack(scheduler.state_dict(), "scheduler", tensors),
         "random": world.gather(random_state(world.device)),
     }
-    write_tensors(place / _OPTIMIZER, tensors, world=world, durable=durable)
     if weights:
-        write_tensors(place / _WEIGHTS, _trainable(model), world=world, durable=durable)
-    write_json(place / _STATE, fields, world=world, durable=durable)
+        tensors |= {_WEIGHT + name: tensor for name, tensor in _trainable(model).items()}
+    make_folder(place, world, without=[_SHARDS])
+    with write_files(world, durable=durable) as saving:
+        for file in own_files(place, tensors, world, pattern=_SHARD):
+            saving.add(file)
+        write_json(place / _STATE, fields, saving)
 
 
 def load_training_state(
@@ -87,7 +96,8 @@ def load_training_state(
 ) -> dict[str, Any]:
     """Restore what `save_training_state` wrote, to the bit; return its `info`.
 
-    The random generators are restored only in a world of the size that saved them.
+    Each rank reads the parts of tensors that it holds now, whichever ranks wrote them. The random
+    generators are restored only in a world of the size that saved them.
 
     Args:
         folder: A step folder.
@@ -103,18 +113,17 @@ def load_training_state(
     Raises:
         MissingError: The folder holds no training state, or a file is cut short.
         ConfigError: The optimizer is of another class or over other parameters, or there was a
-            scheduler where now is none, or none where now is one.
+            scheduler where now is none, or none where now is one; or a version with another layout
+            wrote the folder.
     """
     place = Path(folder) / FOLDER
     fields = _read_state(place / _STATE)
-    tensors = read_weights(place / _OPTIMIZER)
-    _unpack_optimizer(fields["optimizer"], model, optimizer, tensors, settings=settings)
+    tensors = Weights(sorted(place.glob(_SHARDS)))
+    _unpack_optimizer(fields["optimizer"], model, optimizer, tensors, settings)
     if settings:
         read = partial(_placed, tensors, world.device)
         _restore_scheduler(fields["scheduler"], scheduler, read)
-    if (place / _WEIGHTS).is_file():
-        path = place / _WEIGHTS
-        fill_all(_trainable(model), read_weights(path), where=str(path))
+    _restore_weights(model, tensors, place)
     if len(fields["random"]) == world.size:
         restore_random_state(fields["random"][world.rank], world.device)
     return dict(fields["info"])
@@ -138,9 +147,24 @@ def _read_state(path: Path) -> dict[str, Any]:
             do="to begin a new run on these weights, give the folder as checkpoint",
         )
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        fields = dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise MissingError("E-FILE-DAMAGED", f"{path.name}: {error}", where=str(path)) from error
+    if fields.get("layout") != _LAYOUT:
+        raise ConfigError(
+            "E-STATE-LAYOUT",
+            "this training state was written by another version of torchtune-core",
+            where=str(path),
+            do="resume with that version, or begin a new run with the step folder as checkpoint",
+        )
+    return fields
+
+
+def _restore_weights(model: nn.Module, tensors: Weights, place: Path) -> None:
+    if any(name.startswith(_WEIGHT) for name in tensors):
+        others = {name for name in tensors if not name.startswith(_WEIGHT)}
+        named = partial(str.__add__, _WEIGHT)
+        fill_all(_trainable(model), tensors, where=str(place), ignored=others, file_name=named)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -178,45 +202,44 @@ def _unpack_optimizer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     tensors: Weights,
-    *,
     settings: bool,
 ) -> None:
+    _check_optimizer(fields, model, optimizer, settings)
     optimizer.state.clear()
-    if not settings and fields["class"] != _class_name(optimizer):
-        return
-    _check_optimizer(fields, model, optimizer)
+    same_class = fields["class"] == _class_name(optimizer)
     for saved, group in zip(fields["groups"], optimizer.param_groups, strict=True):
         if settings:
             options = partial(_placed, tensors, group["params"][0].device)
             group.update(unpack(saved["options"], options))
         for name, parameter in zip(saved["names"], group["params"], strict=True):
-            if name in fields["state"]:
+            if name in fields["state"] and same_class:
                 read = partial(_state_tensor, tensors, parameter)
                 optimizer.state[parameter] = unpack(fields["state"][name], read)
 
 
 def _state_tensor(tensors: Weights, parameter: Tensor, name: str, on_cpu: bool) -> Tensor:
     """Return a state tensor of `parameter`: one of its shape lies where and as it does."""
-    from torchtune.distributed import fill  # late: brings torch.distributed
-
-    full = tensors[name]
-    if full.shape != parameter.shape or not full.dim():
+    if tensors.shape(name) != tuple(parameter.shape) or not parameter.dim():
         return _placed(tensors, parameter.device, name, on_cpu)
-    place = torch.empty_like(parameter, dtype=full.dtype, requires_grad=False)
-    fill(place, full)
+    dtype = DTYPES[tensors.entry(name).dtype]
+    place = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    tensors.fill(name, place)
     return place
 
 
 def _placed(tensors: Weights, device: torch.device, name: str, on_cpu: bool) -> Tensor:
-    """Return a copy, on the CPU if it was there: a count of steps often is, beside a GPU."""
-    return tensors[name].to("cpu" if on_cpu else device, copy=True)
+    """Return the whole tensor, on the CPU if it was there: a count of steps often is, beside a GPU."""
+    dtype = DTYPES[tensors.entry(name).dtype]
+    place = torch.empty(tensors.shape(name), dtype=dtype, device="cpu" if on_cpu else device)
+    tensors.fill(name, place)
+    return place
 
 
 def _check_optimizer(
-    fields: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+    fields: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, settings: bool
 ) -> None:
     where, do = "optimizer", "resume with the config that the run was started with"
-    if fields["class"] != _class_name(optimizer):
+    if settings and fields["class"] != _class_name(optimizer):
         what = f"the checkpoint's optimizer is {fields['class']}, not {_class_name(optimizer)}"
         raise ConfigError("E-RESUME", what, where=where, do=do)
     names = _group_names(model, optimizer)

@@ -90,12 +90,12 @@ def describe_files(files: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
     tensors = 0
     for path in files:
         try:
-            header = read_header(path)
+            entries = read_header(path).entries
         except TuneError as error:
             problems.append(error.what)
             continue
-        tensors += len(header)
-        for entry in header.values():
+        tensors += len(entries)
+        for entry in entries.values():
             kind = DTYPES.get(entry.dtype)
             kinds[str(kind).removeprefix("torch.") if kind else entry.dtype] += prod(entry.shape)
     sizes = {path.name: path.stat().st_size for path in files if path.is_file()}

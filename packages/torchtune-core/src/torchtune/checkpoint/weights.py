@@ -5,19 +5,22 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from torchtune.checkpoint.disk import file_digest
-from torchtune.checkpoint.safetensors_file import Entry, read_header
+from torchtune.checkpoint.safetensors_file import DTYPES, Entry, read_header
+from torchtune.checkpoint.tensor_reading import Piece, fill_from
 from torchtune.errors import MissingError
 
 __all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Weights", "read_weights", "weights_digest"]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_COMPARED_BYTES = 2**20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -25,10 +28,12 @@ class Weights(Mapping[str, Tensor]):
     """The tensors of some safetensors files by name; each is read when it is asked for.
 
     Iterating goes through the files in the order of their bytes, so that disks read ahead. A tensor
-    is a view of the file in memory (mapped): it costs nothing until it is read.
+    is a view of the file in memory (mapped): it costs nothing until it is read. `fill` reads what a
+    process needs, and nothing else.
 
     Args:
-        files: The safetensors files; no name may be in two of them.
+        files: The safetensors files; no name may be in two of them, unless the files hold parts of
+            tensors and say where in these they belong.
 
     Raises:
         MissingError: A file is absent, cut short, or no safetensors file.
@@ -36,11 +41,17 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, files: list[Path]) -> None:
         self._headers = {path: read_header(path) for path in files}
-        self._paths = {name: path for path, header in self._headers.items() for name in header}
+        self._paths: dict[str, list[Path]] = {}
+        for path, header in self._headers.items():
+            for name in header.entries:
+                self._paths.setdefault(name, []).append(path)
         self._open: tuple[Path, Any] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._handle(self._paths[name]).get_tensor(name)
+        return self._handle(self._paths[name][0]).get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._paths  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -49,12 +60,58 @@ class Weights(Mapping[str, Tensor]):
         return len(self._paths)
 
     def entry(self, name: str) -> Entry:
-        """Return dtype and shape of the tensor `name` without reading it."""
-        return self._headers[self._paths[name]][name]
+        """Return dtype and shape of the tensor `name`, or of its first part, without reading it."""
+        return self._headers[self._paths[name][0]].entries[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the tensor `name` without reading it."""
-        return self.entry(name).shape
+        """Return the shape of the whole tensor `name` without reading it."""
+        ends = (
+            (at + size for at, size in zip(piece.offsets, piece.sizes, strict=True))
+            for piece in self._pieces(name)
+        )
+        return tuple(max(bounds) for bounds in zip(*ends, strict=True))
+
+    def same(self, one: str, other: str) -> bool:
+        """Say whether two whole tensors are equal to the bit, holding little of them in memory."""
+        (a,), (b,) = self._pieces(one), self._pieces(other)
+        if (a.dtype, a.sizes) != (b.dtype, b.sizes):
+            return False
+        left = prod(a.sizes) * a.dtype.itemsize
+        with a.path.open("rb") as first, b.path.open("rb") as second:
+            first.seek(a.begin), second.seek(b.begin)
+            while left and (data := first.read(min(left, _COMPARED_BYTES))):
+                if data != second.read(len(data)):
+                    return False
+                left -= len(data)
+        return True
+
+    def fill(self, name: str, target: Tensor) -> None:
+        """Read the part of the tensor `name` that this process holds of `target` into it.
+
+        Args:
+            name: Any that is in the files.
+            target: Plain or distributed, of any dtype; holds memory.
+
+        Raises:
+            MissingError: A file is cut short, or the files hold only parts of the tensor.
+        """
+        fill_from(self._pieces(name), target, name)
+
+    def _pieces(self, name: str) -> list[Piece]:
+        if name not in self._paths:
+            where = str(next(iter(self._headers)).parent) if self._headers else ""
+            raise MissingError("E-TENSOR-MISSING", f"no file holds {name}", where=where)
+        return [self._piece(path, name) for path in self._paths[name]]
+
+    def _piece(self, path: Path, name: str) -> Piece:
+        header = self._headers[path]
+        entry = header.entries[name]
+        if entry.dtype not in DTYPES:
+            what = f"{name} is of dtype {entry.dtype}, which is not known"
+            raise MissingError("E-FILE-DAMAGED", what, where=str(path))
+        offsets = header.offsets.get(name, (0,) * len(entry.shape))
+        begin = header.start + entry.begin
+        return Piece(path, DTYPES[entry.dtype], offsets, entry.shape, begin)
 
     def _handle(self, path: Path) -> Any:
         """Return the open file; one at a time, as each is mapped into memory."""

@@ -12,26 +12,41 @@ from torchtune.distributed.gradients import GradientNorm, clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.precision import compute_in, master_weights
 from torchtune.distributed.shard import shard
-from torchtune.distributed.tensors import fill, gather_full, is_distributed, local_part
+from torchtune.distributed.tensor_parallel import tensor_parallel
+from torchtune.distributed.tensors import (
+    Part,
+    computing_device,
+    fill,
+    gather_full,
+    is_distributed,
+    is_first_copy,
+    local_part,
+    part_of,
+)
 from torchtune.distributed.world import World, join_world
 
 __all__ = [
     "DeviceFacts",
     "GradientNorm",
+    "Part",
     "World",
     "available_backends",
     "check_dtype",
     "choose_device",
     "clip_grad_norm",
     "compute_in",
+    "computing_device",
     "context_parallel",
     "device_facts",
     "fill",
     "gather_full",
     "is_distributed",
+    "is_first_copy",
     "join_world",
     "launch",
     "local_part",
     "master_weights",
+    "part_of",
     "shard",
+    "tensor_parallel",
 ]

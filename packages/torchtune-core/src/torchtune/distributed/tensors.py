@@ -1,7 +1,7 @@
-"""Whole tensors out of distributed ones, and back."""
+"""Whole tensors out of distributed ones and back, and which part of one a process holds."""
 
 import sys
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -9,7 +9,30 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["fill", "gather_full", "is_distributed", "local_part"]
+    from torchtune.distributed.world import World
+
+__all__ = [
+    "Part",
+    "computing_device",
+    "fill",
+    "gather_full",
+    "is_distributed",
+    "is_first_copy",
+    "local_part",
+    "part_of",
+]
+
+
+class Part(NamedTuple):
+    """A box cut out of a tensor.
+
+    Attributes:
+        offsets: Where it begins, one number a dimension.
+        sizes: Its shape; a process without a share of the tensor holds no element.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 def is_distributed(tensor: Tensor) -> "TypeGuard[DTensor]":
@@ -30,7 +53,18 @@ def gather_full(tensor: Tensor) -> Tensor:
     Every process must call this for a distributed tensor, and each gets the whole. A plain
     tensor comes back as it is, sharing memory.
     """
-    return (tensor.full_tensor() if is_distributed(tensor) else tensor).detach()
+    if not is_distributed(tensor):
+        return tensor.detach()
+    near: Any = tensor.to(computing_device(tensor))  # NCCL does not send what is on the CPU
+    full: Tensor = near.full_tensor()
+    return full.detach().to(tensor.device)
+
+
+def computing_device(tensor: Tensor) -> torch.device:
+    """Return where `tensor` is computed with: another device than its own if only kept on the CPU."""
+    if is_distributed(tensor) and tensor.device_mesh.device_type != tensor.device.type:
+        return torch.device(tensor.device_mesh.device_type)
+    return tensor.device
 
 
 @torch.no_grad()
@@ -57,3 +91,42 @@ def fill(parameter: Tensor, full: Tensor) -> None:
         parameter.to_local().copy_(part.to_local())
     else:
         parameter.copy_(full)
+
+
+def part_of(tensor: Tensor) -> Part:
+    """Return which part of `tensor` this process holds, without communication: all of a plain one.
+
+    Dimensions are cut as `torch.chunk` does. One that is cut twice, over a tensor parallel mesh and
+    over the data mesh outside of it, is cut by the inner one first, as FSDP2 does.
+    """
+    offsets, sizes = [0] * tensor.dim(), list(tensor.shape)
+    for dimension, rank, count in _cuts(tensor) if is_distributed(tensor) else ():
+        whole = sizes[dimension]
+        begin = min(rank * -(-whole // count), whole)
+        offsets[dimension] += begin
+        sizes[dimension] = min(-(-whole // count), whole - begin)
+    return Part(tuple(offsets), tuple(sizes))
+
+
+def _cuts(tensor: "DTensor") -> list[tuple[int, int, int]]:
+    """Return dimension, number of this process's piece and number of pieces for each cut, in order."""
+    mesh = tensor.device_mesh
+    found = []
+    for axis, placement in enumerate(tensor.placements):
+        if (dimension := getattr(placement, "dim", None)) is not None:
+            late = hasattr(placement, "split_factor")  # cut after the mesh dimensions right of it
+            found.append((late, dimension, mesh.get_local_rank(axis), mesh.size(axis)))
+    return [cut for _, *cut in sorted(found, key=lambda cut: cut[0])]  # type: ignore[misc]
+
+
+def is_first_copy(tensor: Tensor, world: "World") -> bool:
+    """Say whether, of all processes that hold the same part of `tensor`, this is the first.
+
+    Of a plain tensor every process holds the whole, and the main one is the first.
+    """
+    if not is_distributed(tensor):
+        return world.is_main
+    mesh = tensor.device_mesh
+    axes = [axis for axis, kind in enumerate(tensor.placements) if kind.is_replicate()]
+    first = all(mesh.get_local_rank(axis) == 0 for axis in axes)
+    return first and bool((mesh.mesh == 0).any())  # other meshes like it hold copies

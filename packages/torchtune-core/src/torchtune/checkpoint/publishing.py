@@ -1,0 +1,108 @@
+"""How a finished save gets its name, and what goes when it has one."""
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from torchtune.checkpoint.disk import Digest, disk_error, flush, write_flushed
+from torchtune.checkpoint.manifest import (
+    latest_step,
+    read_manifest,
+    seal,
+    step_name,
+    whole_steps,
+)
+from torchtune.checkpoint.saving import Saving
+from torchtune.checkpoint.staged_work import StagedWork, Task
+
+if TYPE_CHECKING:
+    from torchtune.distributed import World
+
+__all__ = ["LATEST", "SaveUnderWay", "point_latest", "prune_steps"]
+
+LATEST = "latest"
+
+
+class SaveUnderWay:
+    """A save whose files are planned, and copied where need be; threads write and publish it.
+
+    Args:
+        world: The processes that take part.
+        folder: Where the files go; it is renamed when all are there.
+        step: The number of optimizer steps done.
+        saving: The files.
+
+    Attributes:
+        work: What the threads do.
+        afterwards: What the main rank does last of all, such as pruning.
+    """
+
+    def __init__(self, world: "World", folder: Path, step: int, saving: Saving) -> None:
+        self.folder, self.step = folder, step
+        self.afterwards: Callable[[], None] | None = None
+        written = [path for path in folder.rglob("*") if path.is_file()] if world.is_main else []
+        self.work = StagedWork(world, self._stages(world, saving, written))
+
+    def _stages(
+        self, world: "World", saving: Saving, written: Collection[Path]
+    ) -> Iterator[list[Task]]:
+        yield from saving.stages(written)
+        digests = saving.digests()
+        yield [partial(self._end, digests)] if world.is_main else []
+
+    def _end(self, digests: Mapping[Path, Digest], stop: Event) -> None:
+        try:
+            _publish(self.folder, self.step, digests)
+            if self.afterwards is not None:
+                self.afterwards()
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+
+def _publish(folder: Path, step: int, digests: Mapping[Path, Digest]) -> None:
+    """Give a save its manifest and its name, and let ``latest`` name it."""
+    place, run = folder.with_name(step_name(step)), folder.parent
+    last = latest_step(run)
+    before = read_manifest(last) if last else None
+    seal(folder, step=step, order=before.order + 1 if before else 1, digests=digests)
+    _replace(place, folder)
+    point_latest(run, place.name)
+
+
+def _replace(place: Path, folder: Path) -> None:
+    old = place.with_name(f".{place.name}.old")
+    if place.exists():  # a run that went back has come here again
+        place.rename(old)  # the next run puts it back if this one ends here
+    try:
+        folder.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+    flush(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def prune_steps(run: Path, keep_last: int | None, kept: Collection[str]) -> None:
+    """Delete step folders of `run` but for the `keep_last` newest (None: all) and those named `kept`."""
+    steps = whole_steps(run)
+    for place in steps[max(keep_last, 1) :] if keep_last is not None else []:
+        if place.name not in kept:
+            aside = run / f".{place.name}.partial"
+            place.rename(aside)  # so that no half of it is ever found
+            shutil.rmtree(aside)
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Make ``latest`` a link to `name`, or a file with that name where links are not allowed."""
+    aside = folder / ".latest.partial"
+    aside.unlink(missing_ok=True)
+    try:
+        aside.symlink_to(name, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        write_flushed(aside, f"{name}\n".encode())
+    aside.replace(folder / LATEST)
+    flush(folder)
