@@ -212,6 +212,8 @@ SIZES = [
     ({"tensor": 2}, 6, (1, 3, 1, 2)),
     ({"data_replicate": 2, "context": 3}, 6, (2, 1, 3, 1)),
     ({"data_shard": 6}, 6, (1, 6, 1, 1)),
+    ({"data_replicate": -1, "data_shard": 1}, 6, (6, 1, 1, 1)),
+    ({"data_replicate": -1, "data_shard": 3, "tensor": 2}, 12, (2, 3, 1, 2)),
 ]
 
 
@@ -228,6 +230,7 @@ def test_the_sizes_multiply_to_the_number_of_processes(given, processes, sizes):
         ({"data_shard": 3}, 4, "parallel.data_shard", "parallel.data_shard=-1"),
         ({"context": 2}, 1, "parallel.context", "start 2 processes"),
         ({"data_replicate": 2, "tensor": 3}, 4, "parallel", "parallel.tensor=1 or 2"),
+        ({"data_replicate": -1, "data_shard": 3}, 4, "parallel.data_shard", "start 3 processes"),
     ],
 )
 def test_another_product_is_refused_with_what_would_be_valid(given, processes, where, do):

@@ -67,6 +67,16 @@ class World:
         return self._size("data_replicate") * self._size("data_shard")
 
     @property
+    def replica(self) -> int:
+        """The number of the whole model that this process holds, or holds a part of."""
+        return self._place("data_replicate")
+
+    @property
+    def replicas(self) -> int:
+        """How many whole models there are; each is held by as many neighbouring ranks."""
+        return self._size("data_replicate")
+
+    @property
     def context_size(self) -> int:
         """In how many parts the tokens of a micro-batch are cut."""
         return self._size("context")
