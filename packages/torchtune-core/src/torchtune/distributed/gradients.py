@@ -81,9 +81,11 @@ def _over_processes(squares: Tensor, layout: _Layout) -> Tensor:
         import torch.distributed as dist
 
         mesh, placements = layout
+        own, squares = squares.device, squares.to(mesh.device_type)  # gradients may be on the CPU
         for dimension, placement in enumerate(placements):
             if not placement.is_replicate():
                 dist.all_reduce(squares, group=mesh.get_group(dimension))
+        squares = squares.to(own)
     return squares
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchtune.distributed import computing_device
 from torchtune.errors import ConfigError
 from torchtune.modules import Attention, Decoder
 
@@ -60,7 +61,7 @@ class KVCache:
             kv_heads=attention.k_proj.out_features // attention.head_dim,
             head_dim=attention.head_dim,
             dtype=embedding.dtype,
-            device=embedding.device,
+            device=computing_device(embedding),
         )
 
     def positions(self, tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Generator, Sequence
 import torch
 from torch import Tensor
 
+from torchtune.distributed import computing_device
 from torchtune.errors import ConfigError, Faults, TuneError
 from torchtune.generation.cache import KVCache
 from torchtune.generation.compiled import decoding, room_for
@@ -151,7 +152,7 @@ def _left_padded(
 
 
 def _device(model: Decoder) -> torch.device:
-    return next(model.parameters()).device
+    return computing_device(next(model.parameters()))
 
 
 def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
