@@ -8,6 +8,7 @@ from torchtune.distributed.devices import (
     choose_device,
     device_facts,
 )
+from torchtune.distributed.fake_world import fake_world
 from torchtune.distributed.gradients import GradientNorm, clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.precision import compute_in, master_weights
@@ -23,6 +24,7 @@ from torchtune.distributed.tensors import (
     local_part,
     part_of,
 )
+from torchtune.distributed.turns import in_turns
 from torchtune.distributed.world import World, join_world
 
 __all__ = [
@@ -38,8 +40,10 @@ __all__ = [
     "computing_device",
     "context_parallel",
     "device_facts",
+    "fake_world",
     "fill",
     "gather_full",
+    "in_turns",
     "is_distributed",
     "is_first_copy",
     "join_world",

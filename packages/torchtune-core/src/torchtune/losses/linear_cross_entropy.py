@@ -7,6 +7,8 @@ from torch import Tensor
 
 from torchtune.data import IGNORED
 from torchtune.errors import ConfigError
+from torchtune.losses.cut_vocabulary import VocabularyShard, losses_and_gradients_of_part
+from torchtune.modules.kernels import kernels_of
 
 __all__ = ["LinearCrossEntropy"]
 
@@ -42,7 +44,14 @@ class LinearCrossEntropy:
         self.label_smoothing = label_smoothing
         self.chunk_tokens = chunk_tokens
 
-    def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        *,
+        vocabulary: VocabularyShard | None = None,
+    ) -> Tensor:
         """Return the fp32 sum of the supervised positions' losses, shape ().
 
         Args:
@@ -50,10 +59,13 @@ class LinearCrossEntropy:
             weight: Output matrix `[V, D]`.
             labels: Target ids `[T]`, -100 where untrained. Without any the sum is 0, and its
                 gradients are zeros, so that every process can run backward.
+            vocabulary: Where `weight` is one process's rows of the matrix: which. All processes
+                then call this together and get the whole sum; the gradient of `hidden` is this
+                process's part of it, to be added up over them.
         """
         rows = (labels != IGNORED).nonzero().flatten()
         result: Tensor = _ChunkedSum.apply(
-            hidden, weight, labels, rows, self.label_smoothing, self.chunk_tokens
+            hidden, weight, labels, rows, self.label_smoothing, self.chunk_tokens, vocabulary
         )
         return result
 
@@ -68,6 +80,7 @@ class _ChunkedSum(torch.autograd.Function):
         rows: Tensor,
         smoothing: float,
         chunk: int,
+        vocabulary: VocabularyShard | None,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
@@ -76,7 +89,7 @@ class _ChunkedSum(torch.autograd.Function):
         for number, part in enumerate(rows.split(chunk) if len(rows) else ()):
             states, targets = hidden.index_select(0, part), labels.index_select(0, part)
             grad = torch.mm(states, weight.t(), out=logits[: len(part)])
-            total += _losses_and_gradients(grad, targets, smoothing)
+            total += _losses_and_gradients(grad, targets, smoothing, vocabulary)
             if grad_hidden is not None:
                 grad_hidden.index_copy_(0, part, grad @ weight)
             if grad_weight is not None:
@@ -93,16 +106,20 @@ class _ChunkedSum(torch.autograd.Function):
             raise RuntimeError("backward through this loss can run only once")
         ctx.spent = True
         grads = (None if made is None else made.mul_(grad) for made in ctx.saved_tensors)
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
-def _losses_and_gradients(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+def _losses_and_gradients(
+    logits: Tensor, targets: Tensor, smoothing: float, vocabulary: VocabularyShard | None
+) -> Tensor:
     """Return the summed losses; put `softmax - target` in the place of `logits [n, V]`.
 
     The fp32 form of the logits exists for so few rows at a time that it stays in a CPU's cache.
     """
+    rows = max(1, ELEMENTS_AT_ONCE[kernels_of(logits.device) == "cuda"] // logits.shape[1])
+    if vocabulary is not None:
+        return losses_and_gradients_of_part(logits, targets, smoothing, vocabulary, rows)
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
-    rows = max(1, ELEMENTS_AT_ONCE[logits.is_cuda] // logits.shape[1])
     for part, target in zip(logits.split(rows), targets.unsqueeze(1).split(rows), strict=True):
         probabilities = torch.softmax(part, -1, dtype=torch.float32)
         highest = part.amax(-1).float()

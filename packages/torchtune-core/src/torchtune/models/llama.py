@@ -77,7 +77,16 @@ def llama(
         tied=tied,
         max_positions=max_seq_len,
         hf_config=_hf_config({**arguments, "head_dim": head_dim}),
+        tensor_plan=TENSOR_PLAN,
     )
+
+
+TENSOR_PLAN = {
+    "input_layernorm": "gather", "q_proj": "column", "k_proj": "column", "v_proj": "column",
+    "o_proj": "row", "post_attention_layernorm": "gather", "gate_proj": "column",
+    "up_proj": "column", "down_proj": "row",
+}  # fmt: skip
+"""How tensor parallel cuts a block; see `torchtune.distributed.tensor_parallel`."""
 
 
 KEYS = {

@@ -1,6 +1,6 @@
 """The decoder-only transformer that every text family is built from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -108,6 +108,8 @@ class Decoder(nn.Module):
         tied: Whether the output matrix is the embedding.
         max_positions: How many positions the model was made for.
         hf_config: What a config.json says of this model; written with its checkpoints.
+        tensor_plan: How tensor parallel cuts the layers of a block, by the last part of their names
+            (see `torchtune.distributed.tensor_parallel`); None where it cannot.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Decoder(nn.Module):
         tied: bool,
         max_positions: int,
         hf_config: dict[str, Any],
+        tensor_plan: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.model = _Stack(nn.Embedding(vocab_size, dim), nn.ModuleList(blocks), norm)
@@ -129,6 +132,7 @@ class Decoder(nn.Module):
         self.tied = tied
         self.max_positions = max_positions
         self.hf_config = hf_config
+        self.tensor_plan = tensor_plan
 
     @property
     def blocks(self) -> nn.ModuleList:
