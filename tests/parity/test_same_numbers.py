@@ -31,9 +31,15 @@ VARIANTS = {
     2: {
         "fsdp": ("batch_size=4",),
         "fsdp_accumulated": ("batch_size=2", "gradient_accumulation_steps=2"),
+        "kept_whole": ("batch_size=4", "fsdp_reshard_after_forward=false"),
+        "on_the_cpu": ("batch_size=4", "fsdp_cpu_offload=true"),
+        "replicated": ("batch_size=4", "parallel.data_replicate=2"),
+        "context": (ALONE, "parallel.context=2"),
     },
     4: {
         "fsdp": ("batch_size=2",),
+        "hybrid": ("batch_size=2", "parallel.data_replicate=2"),
+        "context_fsdp": ("batch_size=4", "parallel.context=2"),
     },
 }
 

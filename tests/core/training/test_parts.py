@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torchtune import training
+from torchtune.config import Component
 from torchtune.errors import ConfigError, TuneError
 from torchtune.models.llama import llama
 from torchtune.peft import lora
@@ -123,15 +125,24 @@ def test_a_picture_of_the_losses_is_drawn(tmp_path):
     training.plot_loss(tmp_path / "m.jsonl", tmp_path / "empty.png")
 
 
+@dataclass
+class Params:
+    """Some of a recipe's arguments."""
+
+    checkpoint: str | None = None
+    dataset: Component | None = None
+
+
 def test_the_record_holds_versions_and_digests(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
-    digests = training.data_digests({"source": str(tmp_path / "rows.jsonl")}, None)
+    dataset = {"_component_": "rows", "source": str(tmp_path / "rows.jsonl")}
     expected = hashlib.sha256(b"{}").hexdigest()
-    training.record_run(tmp_path, config="seed: 1\n", data=digests)
+    training.record_run(tmp_path, Params(checkpoint="./base", dataset=dataset), base_sha256="ab")
     record = json.loads((tmp_path / "environment.json").read_text())
     assert record["data"] == {str(tmp_path / "rows.jsonl"): expected}
+    assert record["base"] == {"path": "./base", "sha256": "ab"}
     assert record["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+    assert (tmp_path / "config.yaml").read_text().startswith("checkpoint: ./base\ndataset:\n")
 
 
 def test_weights_gradients_and_states_are_counted_to_the_byte():

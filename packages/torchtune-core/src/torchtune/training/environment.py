@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 
+from torchtune.config import resolved_yaml
+
 __all__ = ["data_digests", "file_digest", "record_run"]
 
 PACKAGES = ("torchtune-core", "torchtune-recipes", "torch", "tokenizers", "safetensors", "datasets")
 
 
-def record_run(folder: str | Path, *, config: str, **facts: Any) -> None:
-    """Write `config.yaml`, and `environment.json` with versions, machine, git commit and more.
+def record_run(folder: str | Path, params: Any, *, base_sha256: str | None) -> None:
+    """Write `config.yaml`, and `environment.json` with versions, machine, git commit, digests.
 
     Args:
         folder: The run's output folder.
-        config: The configuration as resolved, YAML.
-        **facts: More to record, such as digests of data and base; JSON values.
+        params: The recipe's Params; the local files of its datasets are digested.
+        base_sha256: Of the weights that the run begins with; None where there are none.
     """
+    datasets = (getattr(params, key, None) for key in ("dataset", "dataset_val"))
     record = {
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in PACKAGES},
@@ -32,11 +35,12 @@ def record_run(folder: str | Path, *, config: str, **facts: Any) -> None:
         "devices": _devices(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
-        **facts,
+        "base": {"path": getattr(params, "checkpoint", None), "sha256": base_sha256},
+        "data": data_digests(*datasets),
     }
     text = json.dumps(record, indent=2) + "\n"
     Path(folder, "environment.json").write_text(text, encoding="utf-8")
-    Path(folder, "config.yaml").write_text(config, encoding="utf-8")
+    Path(folder, "config.yaml").write_text(resolved_yaml(params), encoding="utf-8")
 
 
 def file_digest(path: str | Path) -> str | None:

@@ -10,13 +10,14 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from torchtune.config import TuneArgumentParser, checks
-from torchtune.distributed import join_world
+from torchtune.config import Parallel, TuneArgumentParser, checks
+from torchtune.distributed import in_turns, join_world
 from torchtune.errors import report_errors
 from torchtune.generation import (
+    Answer,
     LoadedCheckpoint,
     Prompt,
     Sampling,
@@ -66,6 +67,9 @@ class GenerateParams:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: fp32 if the checkpoint is, else bf16
     compile: bool = False  # tokens by torch.compile: pays on a GPU, for many answers
+    # how several processes share the work: each has the whole model and answers batches of its own,
+    # unless data_shard or tensor cuts one that is too big
+    parallel: Parallel = field(default_factory=lambda: Parallel(data_replicate=-1, data_shard=1))
 
     def __post_init__(self) -> None:
         with checks(self) as check:
@@ -85,6 +89,10 @@ class GenerateParams:
             check.that("" not in self.stops, "stop", "a stop text must not be empty")
             both = self.json and self.stream is True
             check.that(not both, "stream", "a line of JSON holds a whole answer: it cannot stream")
+            what = "'context' is for training on long rows"
+            check.that(self.parallel.context == 1, "parallel.context", what, "parallel.tensor=2")
+            cut = self.parallel.data_shard != 1 or self.parallel.tensor != 1
+            check.that(not (cut and self.compile), "compile", "a model that is cut is not compiled")
 
     @property
     def stops(self) -> list[str]:
@@ -100,7 +108,7 @@ class GenerateRecipe:
 
     def setup(self) -> None:
         """Find the files, and make model and tokenizer."""
-        self.world = join_world(self.params.device)
+        self.world = join_world(self.params.device, self.params.parallel)
         self.prompts = self._setup_prompts()
         self.loaded = self.load_checkpoint()
         self.ids = self._setup_ids()
@@ -113,10 +121,9 @@ class GenerateRecipe:
 
     def load_checkpoint(self) -> LoadedCheckpoint:
         """Build the model and fill it from the base and the adapter."""
-        p = self.params
-        path, device = p.checkpoint or p.model or "", self.world.device
+        p, path = self.params, self.params.checkpoint or self.params.model or ""
         loaded = load_checkpoint(
-            path, base=p.base, dtype=p.dtype, device=device, pack=not p.compile
+            path, base=p.base, dtype=p.dtype, pack=not p.compile, world=self.world
         )
         if p.compile:
             compile_decoding(loaded.model)
@@ -130,7 +137,9 @@ class GenerateRecipe:
         """Answer all prompts, in order."""
         on_terminal = sys.stdout.isatty() and len(self.prompts) == 1 and not self.params.json
         wanted = self.params.stream
-        self._stream() if (on_terminal if wanted is None else wanted) else self._batches()
+        # all processes do the same, as the main one's terminal is
+        streams = self.world.broadcast(on_terminal if wanted is None else wanted)
+        self._stream() if streams else self._batches()
         if self.world.is_main and self.loaded.form is not None:
             path = shlex.quote(self.params.checkpoint or self.params.model or "")
             print(f"next: tune chat --checkpoint {path}", file=sys.stderr)
@@ -138,44 +147,42 @@ class GenerateRecipe:
     def _stream(self) -> None:
         p = self.params
         for number, ids in enumerate(self.ids):
-            for piece in stream_text(
-                self.loaded,
-                ids,
-                max_new_tokens=p.max_new_tokens,
-                sampling=self._sampling(number),
-                stop=p.stops,
-            ):
+            pieces = stream_text(
+                self.loaded, ids, max_new_tokens=p.max_new_tokens,
+                sampling=self._sampling(number), stop=p.stops,
+            )  # fmt: skip
+            for piece in pieces:
                 self._say(piece, end="")
             self._say("")
 
     def _batches(self) -> None:
-        p, tokens, start = self.params, 0, time.perf_counter()
-        for first in range(0, len(self.prompts), p.batch_size):
-            answers = generate_text(
-                self.loaded.model,
-                self.loaded.tokenizer,
-                self.ids[first : first + p.batch_size],
-                max_new_tokens=p.max_new_tokens,
-                sampling=self._sampling(first),
-                stop_tokens=self.loaded.stop_ids,
-                stop=p.stops,
-            )
+        """Print the answers in order; several processes take turns to make a batch of them."""
+        tokens, start = 0, time.perf_counter()
+        firsts = range(0, len(self.prompts), self.params.batch_size)
+        made = in_turns(firsts, self._answers, self.world)
+        for first, answers in zip(firsts, made, strict=True):
             tokens += sum(len(answer.tokens) for answer in answers)
             for prompt, answer in zip(self.prompts[first:], answers, strict=False):
                 self._say_answer(prompt, answer.text)
         rate = tokens / (time.perf_counter() - start)
-        print(f"{tokens:,} tokens, {rate:.1f} a second", file=sys.stderr)
+        if self.world.is_main:
+            print(f"{tokens:,} tokens, {rate:.1f} a second", file=sys.stderr)
+
+    def _answers(self, first: int) -> list[Answer]:
+        """Answer the batch of prompts that begins with number `first`."""
+        p, loaded = self.params, self.loaded
+        return generate_text(
+            loaded.model, loaded.tokenizer, self.ids[first : first + p.batch_size],
+            max_new_tokens=p.max_new_tokens, sampling=self._sampling(first),
+            stop_tokens=loaded.stop_ids, stop=p.stops,
+        )  # fmt: skip
 
     def _sampling(self, first: int) -> Sampling:
         p = self.params
         return Sampling(
-            temperature=p.temperature,
-            top_k=p.top_k,
-            top_p=p.top_p,
-            min_p=p.min_p,
-            repetition_penalty=p.repetition_penalty,
-            seed=p.seed + first,
-        )
+            temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, min_p=p.min_p,
+            repetition_penalty=p.repetition_penalty, seed=p.seed + first,
+        )  # fmt: skip
 
     def _say_answer(self, prompt: Prompt, answer: str) -> None:
         asked = prompt if isinstance(prompt, str) else [turn.as_dict() for turn in prompt]

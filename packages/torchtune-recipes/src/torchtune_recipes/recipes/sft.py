@@ -8,14 +8,15 @@ Copy it with `tune cp sft my_sft.py`, change any line, and run `tune run my_sft.
 """
 
 import datetime
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
-from torchtune import checkpoint, data, generation, training
-from torchtune.config import Component, TuneArgumentParser, build, checks, resolved_yaml
-from torchtune.distributed import check_dtype, join_world, master_weights, shard
+from torchtune import checkpoint, data, distributed, generation, training
+from torchtune.config import Component, Parallel, TuneArgumentParser, build, checks
 from torchtune.errors import report_errors
 from torchtune.modules import Decoder
 from torchtune.training import Progress, StepMetrics
@@ -36,6 +37,9 @@ class SFTParams:
     output_dir: str = "./output"  # where everything that the run writes goes
     # null refuses a folder that holds a checkpoint; auto goes on from the last one; or a step folder
     resume_from_checkpoint: bool | str | None = None
+    allow_change: list[str] = field(
+        default_factory=list
+    )  # keys that a resumed run may have otherwise
     save_every_n_steps: int | None = None  # a checkpoint is written at the end in any case
     keep_last_n_checkpoints: int | None = None  # null keeps all
     keep_best: bool = False  # save after a validation that is the best so far, and never prune it
@@ -73,6 +77,11 @@ class SFTParams:
     metric_logger: Component | list[Component] | None = None
     log_every_n_steps: int = 1  # optimizer steps a line of metrics.jsonl
     # --- environment
+    # how processes share the work: {data_replicate: 1, data_shard: -1, context: 1, tensor: 1}
+    parallel: Parallel = field(default_factory=Parallel)
+    fsdp_reshard_after_forward: bool = True  # free whole weights between forward and backward
+    fsdp_cpu_offload: bool = False  # keep weights, gradients and optimizer in the CPU's memory
+    timeout_minutes: float | None = 30.0  # without a sign of life; then a hanging process is named
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["bf16", "fp32"] = "bf16"  # of the weights, in memory and in the files
     master_weights: bool = False  # with bf16: trained weights in fp32, computed with in bf16
@@ -94,9 +103,11 @@ class SFTParams:
         with checks(self) as check:
             for key in counts:
                 check.at_least(key, 1)
+            check.names_keys("allow_change")
             check.at_least("max_seq_len", 2)
             check.at_least("num_workers", 0)
             check.more_than("clip_grad_norm", 0)
+            check.more_than("timeout_minutes", 0)
             check.between("validation_split", 0, 0.99)
             check.that(bool(self.dataset), "dataset", "there is nothing to train on", "dataset=my.jsonl")
             for key in ("model", "tokenizer"):
@@ -127,9 +138,9 @@ class SFTRecipe:
     def setup(self) -> None:
         """Make every part; whatever can fail cheaply fails here."""
         p = self.params
-        self.world = join_world(p.device)
-        check_dtype(self.dtype, self.world.device)
-        training.set_seed(p.seed + self.world.rank, deterministic=p.deterministic)
+        self.world = distributed.join_world(p.device, p.parallel, timeout_minutes=p.timeout_minutes)
+        distributed.check_dtype(self.dtype, self.world.device)
+        training.set_seed(p.seed + self.world.seed_offset, deterministic=p.deterministic)
         self.stop = training.StopSignal()
         self.log = training.RunLog(speaks=self.world.is_main, every_n_steps=p.log_every_n_steps)
         self.run = checkpoint.RunFolder(p.output_dir, self.world, resume=p.resume_from_checkpoint)
@@ -147,7 +158,7 @@ class SFTRecipe:
         self.optimizer = self._setup_optimizer()
         self.scheduler = self._setup_lr_scheduler()
         self.memory = self._plan_memory()
-        self.base_sha256 = self._record_environment()
+        self.identity, self.resumed = self._setup_resume()
         self.progress = self.load_checkpoint() or Progress()
         self.profiler = self._setup_profiler()
         self._setup_loggers()
@@ -161,13 +172,17 @@ class SFTRecipe:
                 model = build("peft", p.peft, model)
         model = model.to(self.dtype)
         if p.master_weights:
-            model = master_weights(model)
+            model = distributed.master_weights(model)
+        model = distributed.context_parallel(model, self.world)
         if p.compile:
             model = training.compile_blocks(model)
         if p.enable_activation_checkpointing:
             model = training.checkpoint_activations(model)
-        compute = self.dtype if p.master_weights else None
-        return shard(model, self.world, compute_dtype=compute).to_empty(device=self.world.device)
+        model = distributed.shard(
+            model, self.world, compute_dtype=self.dtype if p.master_weights else None,
+            reshard_after_forward=p.fsdp_reshard_after_forward, cpu_offload=p.fsdp_cpu_offload,
+        )  # fmt: skip
+        return model.to_empty(device="cpu" if p.fsdp_cpu_offload else self.world.device)
 
     def _setup_chat_format(self) -> data.ChatFormat:
         """Load the tokenizer and its chat template; a resumed run keeps the day it was told."""
@@ -175,8 +190,8 @@ class SFTRecipe:
         day = self.world.broadcast(self.saved.get("date", datetime.date.today().isoformat()))
         return data.ChatFormat(tokenizer, self.params.chat_template, date=day)
 
-    def _setup_data(self) -> tuple[data.Steps, data.Documents | None]:
-        """Tokenize the rows; return the optimizer steps and the held-out documents."""
+    def _setup_data(self) -> tuple[data.Steps, Callable[[], Iterable[data.Batch]] | None]:
+        """Tokenize the rows; return the optimizer steps, and what gives the held-out batches."""
         p, positions = self.params, self.model.max_positions
         self.max_seq_len = data.row_limit(p.max_seq_len, positions=positions)
         documents, held_out = self._documents("dataset"), None
@@ -186,13 +201,17 @@ class SFTRecipe:
             documents, held_out = data.split_documents(documents, p.validation_split, p.seed)
         if p.rehearse:
             documents = documents.select(documents.lengths.argsort(descending=True))
+        share = {"rank": self.world.data_rank, "size": self.world.data_size}
+        form: dict[str, Any] = {"max_seq_len": self.max_seq_len, "packed": p.packed} | share
         steps = data.Steps(
-            documents, batch_size=p.batch_size, max_seq_len=self.max_seq_len,
-            gradient_accumulation_steps=p.gradient_accumulation_steps, packed=p.packed,
-            max_steps_per_epoch=p.max_steps_per_epoch, shuffle=p.shuffle, seed=p.seed,
-            rank=self.world.data_rank, size=self.world.data_size,
+            documents, batch_size=p.batch_size, shuffle=p.shuffle, seed=p.seed,
+            gradient_accumulation_steps=p.gradient_accumulation_steps,
+            max_steps_per_epoch=p.max_steps_per_epoch, **form,
         )  # fmt: skip
-        return steps, held_out
+        if held_out is None:
+            return steps, None
+        size = p.batch_size_val or p.batch_size
+        return steps, partial(data.validation_batches, held_out, batch_size=size, **form)
 
     def _documents(self, key: str) -> data.Documents:
         rows, p = build("dataset", getattr(self.params, key)), self.params
@@ -242,34 +261,38 @@ class SFTRecipe:
         self.log.say("note", training.rounding_note(self.optimizer))
         return plan
 
-    def _record_environment(self) -> str | None:
-        """Write what the run is made of; return the sha256 of the base's weights."""
+    def _setup_resume(self) -> tuple[dict[str, Any], training.Resumed]:
+        """Record what makes this run what it is; say how the run gone on with differs from it."""
         p = self.params
-
-        def write() -> str | None:
-            base = checkpoint.weights_digest(p.checkpoint) if p.checkpoint else None
-            facts = {"path": p.checkpoint, "sha256": base}
-            data = training.data_digests(p.dataset, p.dataset_val)
-            training.record_run(self.run.path, config=resolved_yaml(p), base=facts, data=data)
-            return base
-
-        return checkpoint.on_main(self.world, write, self.run.path)
+        digest = partial(checkpoint.weights_digest, p.checkpoint) if p.checkpoint else lambda: None
+        base = checkpoint.on_main(self.world, digest)
+        now = training.run_conditions(
+            p, rows=self.steps.identity(), base_sha256=base, total_steps=self.total_steps,
+            world=self.world,
+        )  # fmt: skip
+        resumed = training.check_same_run(self.saved.get("conditions", now), now, p)
+        record = partial(training.record_run, self.run.path, p, base_sha256=base)
+        checkpoint.on_main(self.world, record, self.run.path)
+        return {"conditions": now, "base_sha256": base}, resumed
 
     def load_checkpoint(self) -> Progress | None:
         """Fill the model from the base and, when resuming, all from the step folder."""
-        step = self.run.resume_from
+        step, fresh_settings = self.run.resume_from, self.resumed.new_settings
         filled = checkpoint.load_step(self.model, base=self.params.checkpoint, step=step)
         training.init_weights(self.model, seed=self.params.seed, skip=filled)
         if step is None:
             return None
-        for note in training.check_resumed(self.saved, self._conditions()):
+        for note in self.resumed.notes:
             self.log.say("note", note)
         info = checkpoint.load_training_state(
             step, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler,
-            world=self.world,
+            world=self.world, settings=not fresh_settings,
         )  # fmt: skip
+        progress = Progress(**info["progress"])
+        if fresh_settings:
+            training.replay_schedule(self.scheduler, progress.step)
         self.log.say("resume", step)
-        return Progress(**info["progress"])
+        return progress
 
     def train(self) -> None:
         """Step until the run is over; save at its end, or when told to stop."""
@@ -321,22 +344,13 @@ class SFTRecipe:
         last = step == self.total_steps
         if at_once or last or step % (p.run_val_every_n_steps or self.steps.per_epoch) == 0:
             if self.held_out is not None:
-                figures["val_loss"] = self._validate(self.held_out)
+                batches = list(self.held_out())
+                loss = training.evaluate(self.model, batches, self.world, loss=self.loss)
+                figures["val_loss"], self.progress = loss, self.progress.validated(loss)
             self._sample(p.sample_prompts)
         if self.evaluator is not None and (at_once or self.evaluator.due(step, last=last)):
             figures |= self.evaluator(self.model, self.form.tokenizer, self.world, few=at_once)
         return figures
-
-    def _validate(self, held_out: data.Documents) -> float:
-        """Return the loss on the held-out rows."""
-        p = self.params
-        batches = data.validation_batches(
-            held_out, batch_size=p.batch_size_val or p.batch_size, max_seq_len=self.max_seq_len,
-            packed=p.packed, rank=self.world.data_rank, size=self.world.data_size,
-        )  # fmt: skip
-        loss = training.evaluate(self.model, list(batches), self.world, loss=self.loss)
-        self.progress = self.progress.validated(loss)
-        return loss
 
     def _sample(self, prompts: list[str]) -> None:
         generation.write_samples(
@@ -357,8 +371,7 @@ class SFTRecipe:
     def save_checkpoint(self) -> None:
         """Write the step folder, unless it is there, and prune the old ones."""
         if self.saved.get("progress") != asdict(self.progress):
-            saved = {"date": self.form.date, "base_sha256": self.base_sha256} | self._conditions()
-            saved["progress"] = asdict(self.progress)
+            saved = self.identity | {"date": self.form.date, "progress": asdict(self.progress)}
             with self.run.writing(self.progress.step) as folder:
                 checkpoint.save_step(
                     folder, model=self.model, dtype=self.dtype, base=self.params.checkpoint,
@@ -369,11 +382,6 @@ class SFTRecipe:
         best = {self.progress.best_step} if self.params.keep_best else set()
         self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
         self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
-
-    def _conditions(self) -> dict[str, Any]:
-        """Return what a resume must find again: the rows of every step, and what rounding hangs on."""
-        threads = torch.get_num_threads()
-        return {"rows": self.steps.identity(), "world_size": self.world.size, "threads": threads}
 
     def cleanup(self) -> None:
         """Close what is open and say what to do next."""
