@@ -50,7 +50,16 @@ def test_bf16_is_refused_where_there_is_none(device):
     with pytest.raises(MissingError, match="no bf16"):
         check_dtype(torch.bfloat16, torch.device(device), NOTHING)
     check_dtype(torch.float32, torch.device(device), NOTHING)
+    check_dtype(torch.float16, torch.device(device), NOTHING)
     check_dtype(torch.bfloat16, torch.device("cpu"), NOTHING)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_said_of_a_cpu_is_so(dtype):
+    check_dtype(dtype, torch.device("cpu"), NOTHING)
+    layer = torch.nn.Linear(3, 3, dtype=dtype)
+    layer(torch.ones(2, 3, dtype=dtype)).sum().backward()
+    assert layer.weight.grad.dtype == dtype
 
 
 def test_the_facts_are_those_of_torch():

@@ -112,7 +112,9 @@ def _check_mps(facts: DeviceFacts, local_size: int) -> None:
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, facts: DeviceFacts | None = None) -> None:
-    """Refuse bfloat16 on a device without it; a CPU computes it everywhere, if slowly.
+    """Refuse bfloat16 on a device without it. float16 and float32 are known to all.
+
+    A CPU computes both halves, if slowly; float16 needs a scaled loss to train.
 
     Args:
         dtype: The weights' or the compute dtype.
@@ -127,6 +129,6 @@ def check_dtype(dtype: torch.dtype, device: torch.device, facts: DeviceFacts | N
     facts = facts or device_facts()
     able = {"cuda": facts.cuda_bf16, "mps": facts.mps_bf16}.get(device.type, True)
     if not able:
-        raise MissingError(
-            "E-DTYPE", f"this {device.type} device has no bf16", where="dtype", do="use dtype=fp32"
-        )
+        do = "use dtype=fp32; to train, dtype=fp16 with master_weights=true is faster"
+        what = f"this {device.type} device has no bf16"
+        raise MissingError("E-DTYPE", what, where="dtype", do=do)
