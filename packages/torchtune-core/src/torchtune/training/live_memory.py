@@ -1,0 +1,210 @@
+"""Counting what torch's tensors hold as they come and go."""
+
+import math
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from torchtune.distributed import local_part
+from torchtune.training.fake_weights import wraps_others
+
+__all__ = ["PARTS", "LiveMemory"]
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "communication")
+"""What memory is counted under."""
+
+_SENDING = {"c10d", "_c10d_functional", "_c10d_functional_autograd", "fsdp"}
+"""Families of operations whose results are buffers of what goes between processes."""
+
+
+@dataclass
+class _Held:
+    """A storage's size for as long as it had it; times are counts of what happened."""
+
+    size: int
+    part: str
+    born: int
+    died: float = math.inf
+
+    @property
+    def changes(self) -> tuple[tuple[float, int], tuple[float, int]]:
+        """What it adds to the sum, and when."""
+        return (self.born, self.size), (self.died, -self.size)
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all storages that torch makes while this is entered, by part.
+
+    A storage's part is that of the phase in which it is made, until it turns out to be a weight, a
+    gradient or an optimizer's state. What a kernel makes and frees inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._phase = "activations"
+        self._held: list[_Held] = []
+        self._alive: dict[int, _Held] = {}
+        self._clock = 0
+
+    def __enter__(self) -> "LiveMemory":
+        """Begin to count."""
+        self._undo = [
+            register_optimizer_step_pre_hook(lambda *_: self._enter_phase("optimizer")),
+            register_optimizer_step_post_hook(self._after_optimizer),
+        ]
+        self._resize = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = self._resizing  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        """Stop to count."""
+        super().__exit__(*raised)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        for handle in self._undo:
+            handle.remove()
+
+    def peak(self, *, without: Collection[str] = ()) -> dict[str, int]:
+        """Return the bytes of each part at the moment when all together were the most.
+
+        Args:
+            without: Parts that lie in another memory and are not asked for.
+        """
+        kept = [held for held in self._held if held.part not in without]
+        changes = sorted(change for held in kept for change in held.changes)
+        totals = list(accumulate(change for _, change in changes))
+        fullest = changes[totals.index(max(totals))][0] if changes else 0
+        found = dict.fromkeys(PARTS, 0)
+        for held in kept:
+            if held.born <= fullest < held.died:
+                found[held.part] += held.size
+        return found
+
+    def most(self) -> dict[str, int]:
+        """Return the bytes of each part when that part was the most."""
+        found = {}
+        for part in (*PARTS, "host"):
+            changes = sorted(c for held in self._held if held.part == part for c in held.changes)
+            found[part] = max(accumulate(change for _, change in changes), default=0)
+        return found
+
+    def watch(self, model: nn.Module, *, inputs_on_host: bool = False) -> None:
+        """Tell apart what belongs to `model`: weights, gradients, and what comes after its blocks.
+
+        Args:
+            model: Has ``blocks``; call this before the optimizer is made.
+            inputs_on_host: Count the blocks' inputs as the part ``host``, where they are kept.
+        """
+        self._assign("weights", [*model.parameters(), *model.buffers()])
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._is_gradient)
+        blocks: Any = model.blocks
+        if inputs_on_host:
+            for block in blocks:
+                block.register_forward_pre_hook(lambda _, given: self._assign("host", given[:1]))
+        blocks[-1].register_forward_hook(lambda *_: self._enter_phase("loss"))
+        model.register_forward_hook(lambda *_: self._enter_phase("activations"))
+
+    def _enter_phase(self, part: str) -> None:
+        self._phase = part
+
+    def _is_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._assign("gradients", [parameter.grad])
+
+    def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        self._assign("optimizer", [value for value in states if isinstance(value, Tensor)])
+        self._enter_phase("activations")
+
+    def _assign(self, part: str, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            held = self._alive.get(local_part(tensor).untyped_storage()._cdata)
+            if held is not None:
+                held.part = part
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and count what it made."""
+        from torch._guards import detect_fake_mode
+
+        if wraps_others(types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if detect_fake_mode() is not None:  # DTensor asks what shape a result has: nothing is made
+            return result
+        part = "communication" if func.namespace in _SENDING else self._phase
+        if func is torch.ops.aten._to_copy.default and self._part_of(args[0]) == "weights":
+            part = "weights"  # a copy to compute with
+        for tensor in _tensors(result):
+            self._count(tensor, part)
+        if part == "communication":
+            self._mark_written(func, args, kwargs)
+        return result
+
+    def _part_of(self, tensor: Tensor) -> str | None:
+        held = self._alive.get(tensor.untyped_storage()._cdata)
+        return held.part if held else None
+
+    def _mark_written(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        for place, argument in enumerate(func._schema.arguments):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            for tensor in _tensors(value) if written else ():
+                held = self._alive.get(tensor.untyped_storage()._cdata)
+                if held is not None and held.part == "activations":
+                    held.part = "communication"
+
+    def _count(self, tensor: Tensor, part: str) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._alive:
+            self._begin(key, storage.nbytes(), part)
+            weakref.finalize(storage, self._end, key).atexit = False
+
+    def _begin(self, key: int, size: int, part: str) -> None:
+        self._clock += 1
+        self._alive[key] = _Held(size, part, self._clock)
+        self._held.append(self._alive[key])
+
+    def _end(self, key: int) -> str:
+        self._clock += 1
+        self._alive[key].died = self._clock
+        return self._alive.pop(key).part
+
+    @property
+    def _resizing(self) -> Callable[..., Any]:
+        """FSDP frees and fills its buffers by resizing them, which is no operation."""
+        resize, memory = self._resize, self
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if storage._cdata in memory._alive:
+                memory._begin(storage._cdata, size, memory._end(storage._cdata))
+            return result
+
+        return resize_
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
