@@ -137,7 +137,7 @@ def tell_launcher(text: str, exit_code: int) -> bool:
         False, and nothing was done, where there is no such launcher.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path or os.environ.get("TUNE_LAUNCHED") != "1":
+    if not path or "TUNE_LAUNCHED" not in os.environ:
         return False
     # torchrun reads the file too, and insists on the timestamp
     extra = {"timestamp": str(int(time.time()))}

@@ -1,18 +1,15 @@
 """Starting the processes of a run, through torchrun's own agent."""
 
-import json
 import logging
 import os
-import signal
 import sys
 import tempfile
-import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from torchtune.distributed.failures import Failure, left_messages
 from torchtune.errors import ConfigError, TuneError
 
 __all__ = ["launch"]
@@ -20,16 +17,15 @@ __all__ = ["launch"]
 SAVE_SECONDS = 3600
 """How long interrupted workers may take to save; torchrun's 30 seconds are short for a big model."""
 
-KNOWN_CODES = (2, 3, 4, 75)
-"""Exit codes of ours that keep their meaning when a worker leaves no message."""
-
 
 def launch(words: Sequence[str]) -> int:
     """Run a script in several processes and wait for it; what ``torchrun WORDS`` does, quietly.
 
-    SIGTERM and SIGINT are passed on, and the workers may save before they leave. Of several
-    failures the first one's message alone is printed, on stderr. On one machine workers share
-    the cores, where ``OMP_NUM_THREADS`` does not say otherwise, and no port is fixed.
+    SIGTERM and SIGINT are passed on, and the workers may save before they leave; a second one ends
+    them at once. Of several failures the first one's message alone is printed, on stderr. With
+    ``--max-restarts`` all workers start again after one has died, but not after an error of the
+    user's or an interruption. On one machine workers share the cores, where ``OMP_NUM_THREADS``
+    does not say otherwise, and no port is fixed.
 
     Args:
         words: torchrun's options, the script, and the script's arguments.
@@ -83,7 +79,7 @@ def _cores() -> int:
 @contextmanager
 def _worker_environment() -> Iterator[None]:
     kept = dict(os.environ)
-    os.environ["TUNE_LAUNCHED"] = "1"
+    os.environ["TUNE_LAUNCHED"] = uuid.uuid4().hex  # a name, the same for all its attempts
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         yield
@@ -110,64 +106,43 @@ def _run(config: Any, command: Any, arguments: list[str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    started = time.time_ns()
-    try:
-        elastic_launch(config, command)(*arguments)
-    except ChildFailedError as error:
-        messages = _messages(config.logs_specs.root_log_dir, started)
-        return _tell(_first_failure(messages, error))
-    except SignalException as interruption:
-        messages = _messages(config.logs_specs.root_log_dir, started)
-        code = 128 + int(interruption.sigval)
-        return _tell(messages[0]) if messages else code
-    except (RendezvousError, OSError) as error:
-        do = "look at --nnodes, --rdzv-endpoint and --master-addr"
-        raise TuneError("E-LAUNCH", f"the processes did not meet: {error}", do=do) from error
+    with _own_agent() as agents:
+        try:
+            elastic_launch(config, command)(*arguments)
+        except ChildFailedError:
+            return _tell(agents[0].failure)
+        except SignalException as interruption:
+            messages = left_messages(config.logs_specs.root_log_dir, agents[0].started)
+            return _tell(messages[0]) if messages else 128 + int(interruption.sigval)
+        except (RendezvousError, OSError) as error:
+            if agents and agents[0].failure:  # it was to start again, and the others have left
+                return _tell(agents[0].failure)
+            do = "look at --nnodes, --rdzv-endpoint and --master-addr"
+            raise TuneError("E-LAUNCH", f"the processes did not meet: {error}", do=do) from error
     return 0
 
 
-@dataclass(frozen=True)
-class _Message:
-    text: str
-    exit_code: int
+@contextmanager
+def _own_agent() -> Iterator[list[Any]]:
+    """Make torchrun take our agent, for which it has no option; give the one that it makes."""
+    import torch.distributed.launcher.api as launcher
 
-    @property
-    def is_ours(self) -> bool:
-        return self.text.startswith("error[")
+    from torchtune.distributed.agent import Agent
 
+    made: list[Any] = []
+    module: Any = launcher
 
-def _tell(message: _Message) -> int:
-    print(message.text, file=sys.stderr, flush=True)
-    return message.exit_code
+    def make(*args: Any, **kwargs: Any) -> Agent:
+        made.append(Agent(*args, **kwargs))
+        return made[0]
 
-
-def _messages(folder: str, started: int) -> list[_Message]:
-    """Read what workers left (`torchtune.errors.tell_launcher`), the earliest first."""
-    files = [(path.stat().st_mtime_ns, path) for path in Path(folder).rglob("error.json")]
-    recent = sorted(entry for entry in files if entry[0] >= started)
-    contents = [json.loads(path.read_text(encoding="utf-8"))["message"] for _, path in recent]
-    return [_Message(c["message"], c.get("exit_code", 1)) for c in contents if isinstance(c, dict)]
+    theirs, module.LocalElasticAgent = module.LocalElasticAgent, make
+    try:
+        yield made
+    finally:
+        module.LocalElasticAgent = theirs
 
 
-def _first_failure(messages: list[_Message], error: Any) -> _Message:
-    """Find the cause among the failures: peers of a process that left fail by its leaving."""
-    ours = [message for message in messages if message.is_ours]
-    if ours:
-        return ours[0]
-    killed = (-signal.SIGKILL, -signal.SIGSEGV) if os.name == "posix" else ()
-    for rank, failure in error.failures.items():
-        if failure.exitcode in killed:
-            return _death(rank, failure.exitcode)
-    if messages:
-        return messages[0]
-    rank, failure = error.get_first_failure()
-    return _death(rank, failure.exitcode)
-
-
-def _death(rank: int, code: int) -> _Message:
-    if code >= 0:
-        error = TuneError("E-WORKER", f"the process of rank {rank} ended with exit code {code}")
-        return _Message(str(error), code if code in KNOWN_CODES else 1)
-    name = signal.Signals(-code).name
-    do = "the system may have run out of memory" if name == "SIGKILL" else ""
-    return _Message(str(TuneError("E-WORKER", f"the process of rank {rank} got {name}", do=do)), 1)
+def _tell(failure: Failure) -> int:
+    print(failure.text, file=sys.stderr, flush=True)
+    return failure.exit_code

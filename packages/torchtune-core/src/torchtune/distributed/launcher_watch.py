@@ -6,11 +6,22 @@ import sys
 import threading
 import time
 import traceback
-from types import TracebackType
+from opcode import opname
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
 
 from torchtune.errors import tell_launcher
 
-__all__ = ["end_with_launcher", "leave_at_once_when_done", "report_to_launcher", "work_is_done"]
+if TYPE_CHECKING:
+    from torchtune.distributed.world import World
+
+__all__ = [
+    "end_with_launcher",
+    "launch_names",
+    "leave_at_once_when_done",
+    "report_to_launcher",
+    "work_is_done",
+]
 
 PERIOD_SECONDS = 0.5
 
@@ -38,7 +49,7 @@ def report_to_launcher() -> None:
     When one process fails its peers fail too, in the middle of a collective. The launcher shows
     the first failure and none of the echoes.
     """
-    if os.environ.get("TUNE_LAUNCHED") == "1":
+    if "TUNE_LAUNCHED" in os.environ:
         sys.excepthook = _tell
 
 
@@ -48,7 +59,43 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
-_work_is_done = threading.Event()
+def launch_names(world: "World") -> set[str]:
+    """Return the names of the launchers of ``tune run`` that started the processes of `world`.
+
+    There is one a machine, the same for every attempt with ``--max-restarts``, and none without
+    ``tune run``. So a run knows what an earlier attempt of its own has left. Every process must
+    call this.
+    """
+    return {name for name in world.gather(os.environ.get("TUNE_LAUNCHED")) if name}
+
+
+class _LastWords:
+    """Follow how the outermost frame ends, to know the exit code before the interpreter leaves."""
+
+    def __init__(self, frame: FrameType) -> None:
+        self.raised: BaseException | None = None
+        self.exit_code = 0
+        frame.f_trace = self.note
+        sys.settrace(lambda *_: None)  # functions that are yet to be called are not followed
+
+    def note(self, frame: FrameType, event: str, found: Any) -> Any:
+        if event == "exception":
+            self.raised = found[1]
+        elif event == "return":  # an exception that leaves the frame ends with this event, too
+            returned = opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN")
+            self.exit_code = 0 if returned else _exit_code(self.raised)
+        return self.note
+
+
+def _exit_code(raised: BaseException | None) -> int:
+    if not isinstance(raised, SystemExit):
+        return 1
+    if raised.code is None or isinstance(raised.code, int):
+        return raised.code or 0
+    return 1  # a text, which is printed
+
+
+_last_words: _LastWords | None = None
 
 
 def leave_at_once_when_done() -> None:
@@ -62,21 +109,25 @@ def leave_at_once_when_done() -> None:
 
 
 def work_is_done() -> None:
-    """Say that all is saved and closed, so that the exit code is 0 unless an exception follows."""
-    former = sys.excepthook
+    """Say that all is saved and closed, so that nothing is lost when this process leaves at once.
 
-    def failed(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        _work_is_done.clear()
-        former(kind, error, trace)
+    Its exit code is what it would have been: of a `SystemExit` or another exception that follows.
+    With a debugger it leaves tidily.
+    """
+    global _last_words
+    if sys.gettrace() is None:
+        _last_words = _LastWords(_outermost_frame())
 
-    sys.excepthook = failed
-    _work_is_done.set()
+
+def _outermost_frame() -> FrameType:
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _leave() -> None:
-    if _work_is_done.is_set():
+    if _last_words is not None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(_last_words.exit_code)
