@@ -121,13 +121,58 @@ def test_all_faults_are_reported_before_torch_is_loaded(tune, tmp_path, echo):
     assert "did you mean 'dtype'?" in done.stderr
 
 
-def test_every_option_of_torchrun_that_fits_a_recipe_is_known():
-    from torch.distributed.run import get_args_parser
-    from torchtune_recipes.cli.run import add_arguments
+VALUES = {
+    "--max-restarts": "3",
+    "--monitor-interval": "0.5",
+    "--node-rank": "1",
+    "--master-port": "29517",
+    "--shutdown-timeout": "7",
+    "--start-method": "fork",
+    "--numa-binding": "node",
+    "--duplicate-stdout-filters": "loss,step",
+}
 
-    ours = argparse.ArgumentParser(allow_abbrev=False)
-    add_arguments(ours)
-    not_for_recipes = {"--module", "-m", "--no-python", "--no_python", "--run-path", "--run_path"}
-    wanted = {word for action in get_args_parser()._actions for word in action.option_strings}
-    known = {word for action in ours._actions for word in action.option_strings}
-    assert wanted - not_for_recipes == known
+
+def ours(words):
+    from torchtune_recipes.cli.run import add_arguments, torchrun_words
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    given = parser.parse_args(words)
+    return [*torchrun_words(given), given.recipe, *given.arguments]
+
+
+def test_every_option_of_torchrun_in_every_spelling_reaches_its_parser():
+    from torch.distributed.run import get_args_parser
+
+    theirs = get_args_parser()
+    spellings = [
+        a for a in theirs._actions if a.option_strings and "--help" not in a.option_strings
+    ]
+    assert len(spellings) > 25
+    for action in spellings:
+        value = [] if action.nargs == 0 else [VALUES.get(long_name(action), "2")]
+        for spelling in action.option_strings:
+            words = [spelling, *value, "sft", "batch_size=2"]
+            assert vars(theirs.parse_args(ours(words))) == vars(theirs.parse_args(words))
+
+
+def long_name(action):
+    return next(word for word in action.option_strings if word.startswith("--"))
+
+
+def test_options_that_torchrun_alone_knows_start_it_for_one_process_too(tune, tmp_path, echo):
+    logs = tmp_path / "logs"
+    done = tune("run", "--log-dir", str(logs), "--tee", "1", "echo.py", "batch_size=4")
+    assert done.returncode == 0, done.stderr
+    (log,) = logs.rglob("stdout.log")
+    assert json.loads(log.read_text())[0]["batch_size"] == 4
+
+
+def test_a_module_runs_as_python_m_would(tune, tmp_path, echo):
+    done = tune("run", "-m", "echo", "batch_size=4", path=tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["batch_size"] == 4
+    done = tune("run", "-m", "nowhere", "batch_size=4")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[E-RECIPE-FILE]: there is no module 'nowhere'")

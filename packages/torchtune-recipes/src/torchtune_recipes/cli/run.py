@@ -1,6 +1,7 @@
 """Run a recipe: here with one process, through torchrun with several."""
 
 import argparse
+import importlib.util
 import os
 import runpy
 import sys
@@ -8,11 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torchtune.config import Parallel, TuneArgumentParser, read_params, validate
-from torchtune.errors import Faults, TuneError
+from torchtune.errors import ConfigError, Faults, TuneError
 
 from torchtune_recipes import catalog
 
-__all__ = ["TORCHRUN_OPTIONS", "add_arguments", "missing_devices", "refuse", "run"]
+__all__ = [
+    "TORCHRUN_OPTIONS",
+    "TORCHRUN_SWITCHES",
+    "add_arguments",
+    "missing_devices",
+    "refuse",
+    "run",
+    "torchrun_words",
+]
 
 TORCHRUN_OPTIONS = {
     "nnodes": "number of machines, N or MIN:MAX",
@@ -25,7 +34,7 @@ TORCHRUN_OPTIONS = {
     "rdzv-endpoint": "HOST:PORT to meet at",
     "rdzv-id": "name of the job",
     "rdzv-conf": "further settings, K=V,K=V",
-    "max-restarts": "restarts of a failed group of workers",
+    "max-restarts": "how often all workers start again, from the last checkpoint, after one has died",
     "monitor-interval": "seconds between looks at the workers",
     "shutdown-timeout": "seconds that workers have to save when the launcher is stopped",
     "start-method": "how workers start: spawn, fork or forkserver",
@@ -43,15 +52,21 @@ TORCHRUN_OPTIONS = {
 }
 """torchrun's options that take a value, known here so that torch need not be loaded for ``--help``."""
 
-_SWITCHES = {
+TORCHRUN_SWITCHES = {
     "standalone": "one machine, on a free port",
     "virtual-local-rank": "show each worker its device as number 0",
+    "module": "RECIPE is a module of the user's, as in python -m",
+    "no-python": "RECIPE is a file that can be executed by itself",
+    "run-path": "start workers by forking or spawning, not as programs",
 }
-_SHORT = {"redirects": "-r", "tee": "-t"}
+"""torchrun's options that take no value."""
+
+_SHORT = {"redirects": "-r", "tee": "-t", "module": "-m"}
 _EXAMPLES = """\
 examples:
   tune run sft --checkpoint ./my-model --dataset ./my.jsonl peft=lora
   tune run --nproc-per-node 2 sft --config llama3_2/1b_lora optimizer.lr=1e-4
+  tune run --nproc-per-node 8 --max-restarts 3 my_sft.py --config my.yaml
 """
 
 
@@ -62,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("torchrun options")
     for name, about in TORCHRUN_OPTIONS.items():
         options.add_argument(*_spellings(name), metavar="X", help=about)
-    for name, about in _SWITCHES.items():
+    for name, about in TORCHRUN_SWITCHES.items():
         options.add_argument(*_spellings(name), action="store_true", help=about)
     parser.add_argument("recipe", metavar="RECIPE", help="a name that `tune ls` shows, or a file")
     parser.add_argument(
@@ -75,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the arguments before torch is loaded, then run the recipe's file."""
-    recipe = catalog.resolve_recipe(args.recipe)
+    recipe = _module_file(args.recipe) if args.module else catalog.resolve_recipe(args.recipe)
     words = _with_config_path(args.arguments)
     if "-h" in words or "--help" in words:
         sys.argv[0] = f"tune run {args.recipe}"
@@ -90,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_here(recipe, words)
     from torchtune.distributed import launch
 
-    return launch([*_torchrun_words(args), str(recipe), *words])
+    return launch([*torchrun_words(args), args.recipe if args.module else str(recipe), *words])
 
 
 def refuse(faults: Sequence[TuneError]) -> None:
@@ -167,19 +182,37 @@ def _spellings(name: str) -> list[str]:
 
 
 def _several(args: argparse.Namespace) -> bool:
-    """Say whether more than one process is asked for, by option or by torchrun's own variables."""
-    nodes = args.nnodes or os.environ.get("PET_NNODES", "1")
-    workers = args.nproc_per_node or os.environ.get("PET_NPROC_PER_NODE", "1")
-    return nodes not in ("1", "1:1") or workers != "1"
-
-
-def _torchrun_words(args: argparse.Namespace) -> list[str]:
+    """Say whether torchrun is needed: for more than one process, or for what its options do."""
     given = vars(args)
-    words = [f"--{name}" for name in _SWITCHES if given[name.replace("-", "_")]]
+    names = (name.replace("-", "_") for name in (*TORCHRUN_OPTIONS, *TORCHRUN_SWITCHES))
+    values = {name: given[name] or os.environ.get(f"PET_{name.upper()}") for name in names}
+    alone = {"nnodes": ("1", "1:1"), "nproc_per_node": ("1",), "max_restarts": ("0",)}
+    return any(value and value not in alone.get(name, ()) for name, value in values.items())
+
+
+def torchrun_words(args: argparse.Namespace) -> list[str]:
+    """Return torchrun's options as it takes them.
+
+    Args:
+        args: What the parser of `add_arguments` made of the command line.
+    """
+    given = vars(args)
+    words = [f"--{name}" for name in TORCHRUN_SWITCHES if given[name.replace("-", "_")]]
     for name in TORCHRUN_OPTIONS:
         value = given[name.replace("-", "_")]
         words += [f"--{name}", value] if value is not None else []
     return words
+
+
+def _module_file(name: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin:
+        do = "without -m, RECIPE is a name that `tune ls` shows, or a file"
+        raise ConfigError("E-RECIPE-FILE", f"there is no module {name!r}", do=do)
+    return Path(spec.origin)
 
 
 def _run_here(recipe: Path, arguments: list[str]) -> int:
