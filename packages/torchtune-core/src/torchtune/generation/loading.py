@@ -10,7 +10,7 @@ import torch
 
 from torchtune import checkpoint as files
 from torchtune.data import ChatFormat, Message, Tokenizer, auto_tokenizer
-from torchtune.distributed import check_dtype
+from torchtune.distributed import World, check_dtype, shard, tensor_parallel
 from torchtune.errors import ConfigError, MissingError
 from torchtune.generation.packing import pack_linears
 from torchtune.models import auto
@@ -89,6 +89,7 @@ def load_checkpoint(
     dtype: DtypeName | torch.dtype = "auto",
     device: torch.device | str = "cpu",
     pack: bool = True,
+    world: World | None = None,
 ) -> LoadedCheckpoint:
     """Load what `find_checkpoint` finds: a run's latest step, a step, an adapter on its base, a model.
 
@@ -97,21 +98,26 @@ def load_checkpoint(
         base: An adapter's base; None looks where the adapter says that it is.
         dtype: Of the weights in memory; ``auto`` is fp32 where the checkpoint says float32, else bf16.
         device: Where they go.
-        pack: Lay the weights out for fast generation (`pack_linears`); False keeps plain layers.
+        pack: Lay the weights out for fast generation (`pack_linears`); False keeps plain layers, and
+            so does a model that is cut.
+        world: The processes, where several hold one model together: each then has its part, on its
+            own device, and all must compute at the same time.
 
     Raises:
         MissingError: A folder, a file or a tensor is missing.
         ConfigError: The base is another one, or the architecture, a file or the dtype
             is not one that can be used.
     """
+    world = world or World(device=torch.device(device))
+    device = world.device
     found = files.find_checkpoint(checkpoint, base=base)
     weights_dtype = _dtype(dtype, found.base)
-    check_dtype(weights_dtype, torch.device(device))
+    check_dtype(weights_dtype, device)
     with torch.device("meta"):
         model = auto(found.base)
         if found.is_adapter:
             lora_from_config(model, files.read_adapter_config(found.folder))
-    model = model.to(weights_dtype).to_empty(device=device)
+    model = _cut(model.to(weights_dtype), world).to_empty(device=device)
     files.load_step(model, base=found.base, step=found.folder if found.is_adapter else None)
     model = model.requires_grad_(False).eval()
     own = any((found.folder / file).is_file() for file in TOKENIZER_FILES)
@@ -119,7 +125,16 @@ def load_checkpoint(
     form = None
     if tokenizer.chat_template is not None:
         form = ChatFormat(tokenizer, date=files.run_info(found.folder).get("date"))
-    return LoadedCheckpoint(pack_linears(model) if pack else model, tokenizer, form, *found)
+    whole = world.size == world.replicas
+    return LoadedCheckpoint(
+        pack_linears(model) if pack and whole else model, tokenizer, form, *found
+    )
+
+
+def _cut(model: Decoder, world: World) -> Decoder:
+    """Cut the model over the processes that hold it together; a whole one keeps its plain layers."""
+    model = tensor_parallel(model, world)
+    return shard(model, world) if world.data_size > world.replicas else model
 
 
 def _dtype(wanted: DtypeName | torch.dtype, folder: Path) -> torch.dtype:

@@ -67,8 +67,7 @@ class GenerateParams:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: fp32 if the checkpoint is, else bf16
     compile: bool = False  # tokens by torch.compile: pays on a GPU, for many answers
-    # how several processes share the work: each has the whole model and answers batches of its own,
-    # unless data_shard or tensor cuts one that is too big
+    # each process has a whole model and takes its turn; data_shard or tensor cut one too big for that
     parallel: Parallel = field(default_factory=lambda: Parallel(data_replicate=-1, data_shard=1))
 
     def __post_init__(self) -> None:
@@ -89,8 +88,7 @@ class GenerateParams:
             check.that("" not in self.stops, "stop", "a stop text must not be empty")
             both = self.json and self.stream is True
             check.that(not both, "stream", "a line of JSON holds a whole answer: it cannot stream")
-            what = "'context' is for training on long rows"
-            check.that(self.parallel.context == 1, "parallel.context", what, "parallel.tensor=2")
+            check.that(self.parallel.context == 1, "parallel.context", "'context' is for training")
             cut = self.parallel.data_shard != 1 or self.parallel.tensor != 1
             check.that(not (cut and self.compile), "compile", "a model that is cut is not compiled")
 
@@ -121,10 +119,9 @@ class GenerateRecipe:
 
     def load_checkpoint(self) -> LoadedCheckpoint:
         """Build the model and fill it from the base and the adapter."""
-        p, path = self.params, self.params.checkpoint or self.params.model or ""
-        loaded = load_checkpoint(
-            path, base=p.base, dtype=p.dtype, pack=not p.compile, world=self.world
-        )
+        p, world = self.params, self.world
+        path = p.checkpoint or p.model or ""
+        loaded = load_checkpoint(path, base=p.base, dtype=p.dtype, pack=not p.compile, world=world)
         if p.compile:
             compile_decoding(loaded.model)
         return loaded
@@ -135,13 +132,12 @@ class GenerateRecipe:
 
     def generate(self) -> None:
         """Answer all prompts, in order."""
-        on_terminal = sys.stdout.isatty() and len(self.prompts) == 1 and not self.params.json
-        wanted = self.params.stream
-        # all processes do the same, as the main one's terminal is
-        streams = self.world.broadcast(on_terminal if wanted is None else wanted)
+        p, one = self.params, len(self.prompts) == 1
+        wanted = one and sys.stdout.isatty() and not p.json if p.stream is None else p.stream
+        streams = self.world.broadcast(wanted)  # other machines' processes have no terminal
         self._stream() if streams else self._batches()
         if self.world.is_main and self.loaded.form is not None:
-            path = shlex.quote(self.params.checkpoint or self.params.model or "")
+            path = shlex.quote(p.checkpoint or p.model or "")
             print(f"next: tune chat --checkpoint {path}", file=sys.stderr)
 
     def _stream(self) -> None:
@@ -156,7 +152,6 @@ class GenerateRecipe:
             self._say("")
 
     def _batches(self) -> None:
-        """Print the answers in order; several processes take turns to make a batch of them."""
         tokens, start = 0, time.perf_counter()
         firsts = range(0, len(self.prompts), self.params.batch_size)
         made = in_turns(firsts, self._answers, self.world)
@@ -186,8 +181,7 @@ class GenerateRecipe:
 
     def _say_answer(self, prompt: Prompt, answer: str) -> None:
         asked = prompt if isinstance(prompt, str) else [turn.as_dict() for turn in prompt]
-        line = {"prompt": asked, "answer": answer}
-        self._say(json.dumps(line) if self.params.json else answer)
+        self._say(json.dumps({"prompt": asked, "answer": answer}) if self.params.json else answer)
 
     def _say(self, text: str, end: str = "\n") -> None:
         if self.world.is_main:
