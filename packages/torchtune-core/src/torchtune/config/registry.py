@@ -41,6 +41,7 @@ COMPONENTS = {
     "dataset.alpaca_cleaned": "torchtune.data:alpaca_cleaned",
     "peft.lora": "torchtune.peft:lora",
     "optimizer.adamw": "torchtune.training:adamw",
+    "optimizer.adamw_8bit": "torchtune.training:adamw_8bit",
     "optimizer.sgd": "torch.optim:SGD",
     "lr_scheduler.cosine": "torchtune.training:cosine_schedule",
     "lr_scheduler.linear": "torchtune.training:linear_schedule",

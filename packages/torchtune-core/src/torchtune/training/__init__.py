@@ -19,7 +19,8 @@ from torchtune.training.loggers import (
     without_secrets,
 )
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
-from torchtune.training.optimizers import adamw, rounding_note
+from torchtune.training.optimizers import adamw, adamw_8bit, rounding_note
+from torchtune.training.parameter_groups import grouped_optimizer, parameter_groups, train_only
 from torchtune.training.plot import plot_loss
 from torchtune.training.profiling import torch_profiler
 from torchtune.training.progress import Progress, StepMetrics
@@ -61,6 +62,7 @@ __all__ = [
     "Update",
     "Updated",
     "adamw",
+    "adamw_8bit",
     "build_loggers",
     "check_resumed",
     "checkpoint_activations",
@@ -72,12 +74,14 @@ __all__ = [
     "explain_out_of_memory",
     "file_digest",
     "flops_utilization",
+    "grouped_optimizer",
     "init_weights",
     "interrupted",
     "keep_products",
     "linear_schedule",
     "model_flops",
     "offload_activations",
+    "parameter_groups",
     "peak_flops",
     "peak_memory",
     "plan_memory",
@@ -87,6 +91,7 @@ __all__ = [
     "rounding_note",
     "set_seed",
     "torch_profiler",
+    "train_only",
     "train_step",
     "without_secrets",
     "wsd_schedule",

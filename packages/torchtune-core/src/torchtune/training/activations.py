@@ -62,15 +62,17 @@ ATTENTION = {
 }
 
 
-def keep_products(operation: torch._ops.OpOverload, *args: Any, **_: Any) -> bool:
-    """Say yes to fused attention, and to products with a matrix that is not narrower than its input.
+def keep_products(operation: torch._ops.OpOverload, *args: Any, **options: Any) -> bool:
+    """Say whether to keep a result: yes for fused attention and for products that are not narrower.
 
-    These take most of the time and a block's other operations most of the memory. A product into
-    fewer numbers, as of `down_proj` or of a few key heads, costs a lot to keep or little to make again.
+    These take most of the time, and a block's other operations most of the memory. What `down_proj`
+    gives is never needed again, and few key heads take little to make again: both give fewer numbers
+    than they get.
 
     Args:
         operation: An overload of torch.ops.
         args: Its arguments; the last of a product is the matrix `[in, out]`.
+        options: Its arguments by keyword; none matters.
     """
     name = operation._schema.name
     return name in ATTENTION or (name in PRODUCTS and args[-1].shape[1] >= args[-1].shape[0])

@@ -58,13 +58,13 @@ class ModelFlops:
 
 
 def model_flops(model: Decoder) -> ModelFlops:
-    """Count what training a Decoder takes: what the numbers need, not what is computed twice.
+    """Return the operations that training a Decoder needs, without what is computed twice.
 
     A matrix of N numbers takes 2 N for a token in forward and 2 N for the gradient of its input; where
     it is trained, 2 N more for its own. So full training takes 6 N, and LoRA 4 N for the frozen N and
-    6 for each number of the adapter. A head of attention takes `4 head_dim` in forward for a pair of
-    tokens, and twice that in backward. Looking up embeddings, norms and recomputed activations count
-    nothing (PaLM, Chowdhery et al., 2022, appendix B, who count every pair of positions).
+    6 for each number of the adapter. A head of queries `[T, heads, head_dim]` takes `4 head_dim` in
+    forward for a pair of tokens, and twice that in backward. Embeddings, norms and what is computed
+    again count nothing (PaLM, Chowdhery et al., 2022, appendix B, who count every pair of positions).
 
     Args:
         model: Plain or sharded, with its adapter if any.

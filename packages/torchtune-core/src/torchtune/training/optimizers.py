@@ -1,18 +1,22 @@
 """Optimizers with the defaults that fine-tuning wants."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["adamw", "rounding_note"]
+from torchtune.distributed import is_distributed
+from torchtune.errors import ConfigError, MissingError
+
+__all__ = ["adamw", "adamw_8bit", "rounding_note"]
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 """Where torch has a fused AdamW; on a CPU it takes a third of the for-loop's time."""
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     *,
     lr: float = 2e-5,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -23,19 +27,68 @@ def adamw(
     """Build torch's AdamW (Loshchilov and Hutter, 2019), fused where torch can.
 
     Args:
-        parameters: What to train.
+        parameters: What to train, or groups of it with options of their own.
         lr: Learning rate; 2e-5 suits full fine-tuning, LoRA wants about ten times that.
         betas: Decay of the two running means.
         eps: Added to the denominator.
         weight_decay: Decoupled decay of every parameter, per step times `lr`.
         fused: Whether one kernel does the whole update; None chooses by the device.
     """
-    parameters = list(parameters)
+    groups: list[Any] = list(parameters)
     if fused is None:
-        fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+        each = _each(groups)
+        fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in each)
     return torch.optim.AdamW(
-        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
+        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
     )
+
+
+def adamw_8bit(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    lr: float = 2e-5,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> torch.optim.Optimizer:
+    """Build bitsandbytes' AdamW, whose two means take a byte a number (Dettmers et al., 2022).
+
+    That is a quarter of fp32's. Matrices are kept so in blocks of 256 numbers; parameters of fewer
+    than 4,096 numbers keep their means in fp32. For one process.
+
+    Args:
+        parameters: What to train, or groups of it with options of their own.
+        lr: Learning rate; 2e-5 suits full fine-tuning, LoRA wants about ten times that.
+        betas: Decay of the two running means.
+        eps: Added to the denominator.
+        weight_decay: Decoupled decay of every parameter, per step times `lr`.
+
+    Raises:
+        MissingError: E-BITSANDBYTES: bitsandbytes is not installed.
+        ConfigError: E-OPTIMIZER-SHARDED: the parameters are cut over processes.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingError(
+            "E-BITSANDBYTES", f"adamw_8bit needs bitsandbytes, which cannot be imported: {error}",
+            where="optimizer", do="pip install bitsandbytes",
+        ) from error  # fmt: skip
+    groups: list[Any] = list(parameters)
+    if any(is_distributed(p) for p in _each(groups)):
+        raise ConfigError(
+            "E-OPTIMIZER-SHARDED", "bitsandbytes' optimizers cannot step weights cut over processes",
+            where="optimizer", do="use optimizer=adamw, whose state the processes share; or one process",
+        )  # fmt: skip
+    made: torch.optim.Optimizer = AdamW8bit(
+        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
+    return made
+
+
+def _each(groups: Iterable[Any]) -> Iterable[nn.Parameter]:
+    for group in groups:
+        yield from group["params"] if isinstance(group, dict) else [group]
 
 
 def rounding_note(optimizer: torch.optim.Optimizer) -> str:

@@ -63,6 +63,8 @@ def train_step(
             the step, except for a gradient with `StepInBackward`.
         ConfigError: The `update` cannot do with so many micro-batches, or with `max_norm`.
     """
+    if step is not None:
+        world.note_step(step)
     began, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
     update = update or StepAfterBackward(optimizer)
     update.begin(micro_batches=len(batches), max_norm=max_norm)

@@ -16,7 +16,14 @@ from torchtune.errors import ConfigError
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
-__all__ = ["LossScaling", "StepAfterBackward", "StepInBackward", "Update", "Updated"]
+__all__ = [
+    "LossScaling",
+    "StepAfterBackward",
+    "StepInBackward",
+    "Update",
+    "Updated",
+    "build_update",
+]
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,13 @@ class Update(Protocol):
     """Runs backward and takes the optimizer's step; `train_step` calls the three in this order."""
 
     def begin(self, *, micro_batches: int, max_norm: float | None) -> None:
-        """Take what holds for one step: its micro-batches, and where the gradient's norm is cut."""
+        """Begin a step of so many `micro_batches` whose gradient is cut to the norm `max_norm`."""
 
     def backward(self, loss: Tensor) -> None:
         """Run backward on a micro-batch's share of the step's mean loss, shape ()."""
 
     def finish(self) -> Updated:
-        """Take the step where the gradient is finite, free the gradients, and say what was done."""
+        """Take the step where the gradient is finite, free the gradients; return what was done."""
 
 
 class StepAfterBackward:
@@ -66,11 +73,11 @@ class StepAfterBackward:
         self._max_norm = max_norm
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`."""
+        """Add the gradients of `loss`, shape ()."""
         loss.backward()
 
     def finish(self) -> Updated:
-        """Clip and step, or leave the weights alone where the norm is not finite."""
+        """Clip and step where the norm is finite, and return what was done."""
         norm = clip_grad_norm(_parameters(self.optimizer), self._max_norm).item()
         if math.isfinite(norm):
             self.optimizer.step()
@@ -116,7 +123,7 @@ class StepInBackward:
             )  # fmt: skip
 
     def backward(self, loss: Tensor) -> None:
-        """Step through backward; not at all where any process' loss is not finite."""
+        """Run backward from `loss`, shape (), and the steps in it, if it is finite on every process."""
         if self._world.any(not math.isfinite(loss.item())):
             return
         loss.backward()
@@ -193,11 +200,11 @@ class LossScaling:
         self._max_norm = max_norm
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, multiplied by the scale."""
+        """Add the gradients of `loss`, shape (), multiplied by the scale."""
         (loss * self.optimizer.param_groups[0]["loss_scale"]).backward()
 
     def finish(self) -> Updated:
-        """Divide, clip and step, or skip the step; then move the scale."""
+        """Divide, clip and step, or skip the step; move the scale, and return what was done."""
         kept = self.optimizer.param_groups[0]
         scale = float(kept["loss_scale"])
         norm = clip_grad_norm(_parameters(self.optimizer), None).item() / scale
@@ -228,3 +235,19 @@ def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:
 def _other(value: object, before: object) -> bool:
     """Whether an option was changed; the list of parameters is another one in any case."""
     return value is not before and not isinstance(before, list) and bool(value != before)
+
+
+def build_update(
+    optimizer: Optimizer, world: "World", dtype: torch.dtype, *, in_backward: bool
+) -> Update:
+    """Return the update for a run: plain, in backward, or with a scaled loss.
+
+    Args:
+        optimizer: Holds the trainable parameters.
+        world: The processes.
+        dtype: What the model computes in; float16 needs a scaled loss.
+        in_backward: Step each parameter in backward.
+    """
+    if in_backward:
+        return StepInBackward(optimizer, world)
+    return LossScaling(optimizer) if dtype == torch.float16 else StepAfterBackward(optimizer)

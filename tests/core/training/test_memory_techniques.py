@@ -1,0 +1,292 @@
+"""What saves memory gives the numbers of the plain way, and does save."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from torchtune import training
+from torchtune.data import Documents, Steps
+from torchtune.distributed import World, gather_full, join_world, shard
+from torchtune.errors import ConfigError, TuneError
+from torchtune.losses import LinearCrossEntropy
+from torchtune.models.llama import llama
+from torchtune.peft import lora
+from torchtune.testing import run_distributed
+
+VOCAB = 61
+SELECTIVE = partial(training.checkpoint_activations, keep=training.keep_products)
+
+
+def offloaded(model):
+    return training.offload_activations(training.checkpoint_activations(model))
+
+
+def small_model(*, adapter=False):
+    model = llama(vocab_size=VOCAB, num_layers=2, num_heads=4, num_kv_heads=2, embed_dim=32,
+                  intermediate_dim=48, max_seq_len=64, tied=True)  # fmt: skip
+    model = lora(model, rank=4, dropout=0.1) if adapter else model
+    training.init_weights(model, seed=3)
+    if adapter:  # B begins at zero, which would hide a mistake
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_b"):
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.manual_seed(7))
+    return model
+
+
+def some_documents():
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 30, 12, 64, 7, 22, 3, 41]
+    rows = [torch.randint(0, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+    return Documents.of([(row, [i > len(row) // 3 for i in range(len(row))]) for row in rows])
+
+
+def run(world=None, *, change=None, adapter=False, update=None, max_norm=None, dtype=None, steps=4,
+        build=training.adamw, scheduled=True):  # fmt: skip
+    """Train a small model; return its metrics, its weights, and its optimizer."""
+    world = world or World()
+    model = small_model(adapter=adapter)
+    model = shard(change(model) if change else model, world, compute_dtype=dtype)
+    optimizer = build([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    scheduler = training.constant_schedule(optimizer, num_warmup_steps=2) if scheduled else None
+    updating = update(optimizer, world) if update else None
+    rows = dict(batch_size=8 // world.data_size, rank=world.data_rank, size=world.data_size)
+    batches = Steps(some_documents(), max_seq_len=64, seed=5, **rows).after()
+    torch.manual_seed(11)
+    metrics = [
+        training.train_step(model, optimizer, next(batches), world, loss=LinearCrossEntropy(),
+                            max_norm=max_norm, scheduler=scheduler, update=updating)
+        for _ in range(steps)
+    ]  # fmt: skip
+    weights = {name: gather_full(p).clone() for name, p in model.named_parameters()}
+    return [(m.loss, m.grad_norm, m.loss_scale) for m in metrics], weights, optimizer
+
+
+def assert_close(ours, theirs, rtol=1e-5):
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        assert mine[:2] == pytest.approx(other[:2], rel=rtol, nan_ok=True)
+    for name, weight in ours[1].items():
+        assert (weight - theirs[1][name]).norm() <= 10 * rtol * theirs[1][name].norm()
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("change", [SELECTIVE, offloaded], ids=["selective", "offloaded"])
+def test_recomputing_or_offloading_changes_nothing(change, adapter):
+    assert_close(run(change=change, adapter=adapter), run(adapter=adapter))
+
+
+def peak_of_a_step(change, adapter):
+    """Return the most bytes that forward and backward hold at once, from torch's own profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model = change(small_model(adapter=adapter))
+    batch = next(Steps(some_documents(), max_seq_len=64, batch_size=8).after())[0]
+    for _ in range(2):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
+            model(batch, loss=LinearCrossEntropy()).backward()
+    events = [e for e in traced.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(held.cumsum(0).max())
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_recomputing_all_holds_less_than_recomputing_some_than_none(adapter):
+    changes = (training.checkpoint_activations, SELECTIVE, lambda model: model)
+    full, some, none = (peak_of_a_step(change, adapter) for change in changes)
+    assert full < 0.9 * some
+    assert some < 0.9 * none
+
+
+def test_products_are_not_made_again_but_what_is_cheap_is():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(change):
+        model = change(small_model())
+        batch = next(Steps(some_documents(), max_seq_len=64, batch_size=8).after())[0]
+        with FlopCounterMode(display=False) as counter:
+            model(batch, loss=LinearCrossEntropy()).backward()
+        return counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+
+    none, some, full = flops(lambda m: m), flops(SELECTIVE), flops(training.checkpoint_activations)
+    narrow = 2 * 2 * 184 * 2 * 32 * 16  # layers, k and v, tokens, a multiplication is two, [32, 16]
+    assert some - none == narrow
+    assert full - none > 5 * narrow
+
+
+def test_a_step_in_backward_is_the_plain_step_to_the_bit():
+    plain, inside = run(), run(update=training.StepInBackward)
+    assert inside[0] == plain[0]
+    assert all(torch.equal(weight, plain[1][name]) for name, weight in inside[1].items())
+    kept, expected = inside[2].state_dict(), plain[2].state_dict()
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0)
+
+
+def test_a_step_in_backward_leaves_no_gradient_and_holds_few():
+    model, held = small_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    update = training.StepInBackward(optimizer, World())
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda _: held.append(sum(p.grad is not None for p in model.parameters()))
+        )
+    batches = next(Steps(some_documents(), max_seq_len=64, batch_size=8).after())
+    training.train_step(
+        model, optimizer, batches, World(), loss=LinearCrossEntropy(), update=update
+    )
+    assert max(held) == 0  # hooks run in order: ours has freed the gradient
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [({"max_norm": 1.0}, "clip_grad_norm"), ({"more": 2}, "gradient_accumulation_steps")],
+)
+def test_a_step_in_backward_refuses_what_needs_all_gradients(given, key):
+    model = small_model()
+    optimizer = training.adamw(model.parameters())
+    update = training.StepInBackward(optimizer, World())
+    batches = next(Steps(some_documents(), max_seq_len=64, batch_size=4).after())
+    with pytest.raises(ConfigError, match="uses each gradient before") as caught:
+        training.train_step(model, optimizer, batches * given.pop("more", 1), World(),
+                            loss=LinearCrossEntropy(), update=update, **given)  # fmt: skip
+    assert (caught.value.code, caught.value.where) == ("E-STEP-IN-BACKWARD", key)
+
+
+class CountsInItsGroup(torch.optim.SGD):
+    """As some optimizers outside of torch do."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+
+
+def test_an_optimizer_that_counts_in_its_groups_is_refused_in_backward():
+    def build(parameters, lr):
+        optimizer = CountsInItsGroup(parameters, lr=lr)
+        optimizer.param_groups[0]["count"] = 0
+        return optimizer
+
+    with pytest.raises(ConfigError, match=r"CountsInItsGroup counts in its groups \(count\)"):
+        run(update=training.StepInBackward, build=build)
+
+
+@pytest.mark.parametrize("update", [None, training.StepInBackward])
+def test_a_loss_that_is_not_finite_changes_nothing(update):
+    model = small_model()
+    documents = some_documents()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[int(documents.tokens[0])] = math.nan
+    before = copy.deepcopy(model.state_dict())
+    optimizer = training.adamw(model.parameters())
+    batches = next(Steps(documents, max_seq_len=64, batch_size=8).after())
+    with pytest.raises(TuneError, match="nothing was changed"):
+        training.train_step(model, optimizer, batches, World(), loss=LinearCrossEntropy(),
+                            update=update and update(optimizer, World()))  # fmt: skip
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+def scaling(optimizer, world, **more):
+    return training.LossScaling(optimizer, **more)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.1])
+def test_a_loss_scale_is_a_power_of_two_and_so_leaves_no_trace_in_fp32(max_norm):
+    # SGD, as Adam hides a wrong scale
+    build = torch.optim.SGD
+    scaled = run(update=scaling, max_norm=max_norm, build=build)
+    assert_close(scaled, run(max_norm=max_norm, build=build), rtol=1e-6)
+    assert [scale for _, _, scale in scaled[0]] == [2.0**16] * 4
+
+
+def test_fp16_with_a_loss_scale_is_near_fp32():
+    assert_close(run(update=scaling, dtype=torch.float16), run(), rtol=1e-3)
+
+
+def test_gradients_that_vanish_in_fp16_are_kept_by_the_scale():
+    """The smallest number of fp16 is 6e-8, and this gradient is 1e-9 times that of the loss."""
+
+    def gradient(update):
+        weight = torch.nn.Parameter(torch.ones(4))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        updating = update(optimizer)
+        updating.begin(micro_batches=1, max_norm=None)
+        updating.backward((weight.half().float() * 1e-9).sum())
+        return updating.finish().grad_norm
+
+    assert gradient(training.StepAfterBackward) == 0
+    assert gradient(training.LossScaling) == pytest.approx(2e-9, rel=1e-3)
+
+
+def overflow(optimizer, updating, factor):
+    weight = optimizer.param_groups[0]["params"][0]
+    updating.begin(micro_batches=1, max_norm=None)
+    updating.backward((weight.half().float() * factor).sum())
+    return updating.finish()
+
+
+def test_a_gradient_that_overflows_skips_the_step_and_halves_the_scale():
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    updating = training.LossScaling(optimizer, initial_scale=4.0, growth_interval=2)
+    done = [overflow(optimizer, updating, factor) for factor in (2e4, 2e4, 1.0, 1.0, 1.0)]
+    assert [d.skipped for d in done] == [True, False, False, False, False]
+    assert [d.loss_scale for d in done] == [4, 2, 2, 4, 4]
+    assert weight[0].item() == pytest.approx(1 - 2e4 - 3, rel=1e-3)
+
+
+def test_a_skipped_step_is_logged_without_its_norm_and_an_exhausted_scale_is_an_error():
+    model = small_model()
+    optimizer = training.adamw(model.parameters())
+    updating = training.LossScaling(optimizer, initial_scale=2.0)
+    batches = next(Steps(some_documents(), max_seq_len=64, batch_size=8).after())
+    model.model.norm.weight.register_hook(lambda grad: grad * math.inf)
+    before = copy.deepcopy(model.state_dict())
+    scheduler = training.constant_schedule(optimizer, num_warmup_steps=2)
+
+    def step():
+        return training.train_step(model, optimizer, batches, World(), loss=LinearCrossEntropy(),
+                                   update=updating, scheduler=scheduler, step=1)  # fmt: skip
+
+    figures = step().figures()
+    assert figures["loss_scale"] == 2
+    assert "grad_norm" not in figures
+    with pytest.raises(TuneError, match="the loss scale is down to 1") as caught:
+        step()
+    assert caught.value.code == "E-NOT-FINITE"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_in_fp16_are_refused():
+    with pytest.raises(ConfigError, match="cannot be trained in fp16"):
+        training.LossScaling(training.adamw(small_model().half().parameters()))
+
+
+def overflows_on_one(optimizer, world):
+    """A loss scale that is too much for the second process' gradients alone."""
+    return training.LossScaling(optimizer, initial_scale=2.0**24, growth_interval=2)
+
+
+def everywhere():
+    """Run each technique on this process' share."""
+    world = join_world("cpu")
+    runs = {
+        "plain": run(world),
+        "in backward": run(world, update=training.StepInBackward),
+        "scaled": run(world, update=scaling, max_norm=0.1, build=torch.optim.SGD),
+        "clipped": run(world, max_norm=0.1, build=torch.optim.SGD),
+        "fp16": run(world, update=overflows_on_one, dtype=torch.float16, steps=6),
+        "selective": run(world, change=SELECTIVE),
+        "offloaded": run(world, change=offloaded),
+    }
+    return {name: result[:2] for name, result in runs.items()}
+
+
+def test_two_processes_do_as_one():
+    alone, pair = everywhere(), run_distributed(everywhere, 2)
+    for name, result in pair[0].items():
+        assert_close(result, alone[name], rtol=1e-3 if name == "fp16" else 1e-5)
+        assert repr(pair[1][name][0]) == repr(result[0])  # a skipped step has NaN for a norm
+    assert pair[0]["in backward"][0] == pair[0]["plain"][0]
+    assert any(not math.isfinite(norm) for _, norm, _ in alone["fp16"][0]), "nothing overflowed"
