@@ -82,15 +82,9 @@ def fill(parameter: Tensor, full: Tensor) -> None:
     """
     if parameter.shape != full.shape:
         raise ValueError(f"cannot fill {tuple(parameter.shape)} from {tuple(full.shape)}")
-    if is_distributed(parameter):
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, placements = parameter.device_mesh, parameter.placements
-        # no source rank: every process cuts its own part, without communication
-        part = distribute_tensor(full.detach(), mesh, placements, src_data_rank=None)
-        parameter.to_local().copy_(part.to_local())
-    else:
-        parameter.copy_(full)
+    part = part_of(parameter)
+    box = (slice(begin, begin + size) for begin, size in zip(*part, strict=True))
+    local_part(parameter).copy_(full[tuple(box)])
 
 
 def part_of(tensor: Tensor) -> Part:
