@@ -97,7 +97,7 @@ def test_an_editor_shows_the_comment_the_default_and_the_choices():
     assert (keys["count"]["description"], keys["count"]["default"]) == ("rows at once", 8)
     assert {"enum": ["a", "b"]} in keys["kind"]["anyOf"]
     assert "default" not in keys["must"]
-    assert keys["optimizer"]["anyOf"][0] == {"enum": ["adamw", "sgd"]}
+    assert {"adamw", "sgd"} <= set(keys["optimizer"]["anyOf"][0]["enum"])
 
 
 def test_arguments_are_described_by_their_docstring():

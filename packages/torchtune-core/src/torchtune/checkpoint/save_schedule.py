@@ -21,7 +21,6 @@ class SaveSchedule:
     def __init__(
         self,
         world: "World",
-        *,
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
     ) -> None:

@@ -10,18 +10,19 @@ A recipe declares its keys, with their docs as comments, and reads them:
     ... class Params:
     ...     # --- optimizer
     ...     optimizer: Component = "adamw"  # adamw, sgd or any class of torch.optim
-    ...     batch_size: int = 8  # rows of one micro-batch
+    ...     batch_size: Count = 8  # rows of one micro-batch
+    ...     clip_grad_norm: float | None = None  # largest norm of the gradient
     ...
     ...     def __post_init__(self) -> None:
     ...         with checks(self) as check:
-    ...             check.at_least("batch_size", 1)
+    ...             check.more_than("clip_grad_norm", 0)
     >>> params = TuneArgumentParser(Params).parse_args(["optimizer.lr=1e-4", "--batch-size", "2"])
     >>> params
-    Params(optimizer={'_component_': 'adamw', 'lr': 0.0001}, batch_size=2)
+    Params(optimizer={'_component_': 'adamw', 'lr': 0.0001}, batch_size=2, clip_grad_norm=None)
     >>> optimizer = build("optimizer", params.optimizer, model.parameters())
 
-Types of fields: bool, int, float, str, Path, Literal, lists, tuples, mappings, unions of these, Any
-and `Component`. Everything that a config gives is plain Python and can be pickled.
+Types of fields: bool, int, float, `Count`, str, Path, Literal, lists, tuples, mappings, unions of
+these, Any and `Component`. Everything that a config gives is plain Python and can be pickled.
 """
 
 from torchtune.config.build import build
@@ -34,7 +35,7 @@ from torchtune.config.parser import TuneArgumentParser
 from torchtune.config.recipe_file import read_params
 from torchtune.config.registry import allowed_names, locate, trust
 from torchtune.config.resolved import resolved_yaml
-from torchtune.config.schema import MISSING, Component
+from torchtune.config.schema import MISSING, Component, Count
 from torchtune.config.suggest import suggest
 from torchtune.config.validation import choose_recipe, validate
 
@@ -42,6 +43,7 @@ __all__ = [
     "MISSING",
     "Checks",
     "Component",
+    "Count",
     "Parallel",
     "TuneArgumentParser",
     "allowed_names",

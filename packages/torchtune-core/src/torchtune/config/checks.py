@@ -6,6 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from torchtune.config.names import nearest, split_names
+from torchtune.config.schema import keys_of, minimum_of
+from torchtune.config.techniques import check_techniques
 from torchtune.errors import ConfigError, Faults, TuneError
 
 __all__ = ["Checks", "checks"]
@@ -67,10 +69,28 @@ class Checks:
             what = f"'{key}' must be from {low} to {high}, found {found}"
             self.that(low <= found <= high, key, what)
 
+    def auto_has_checkpoint(self, *keys: str) -> None:
+        """Note a fault of each key that is ``auto`` where ``checkpoint`` is not given."""
+        for key in keys:
+            given = self.component(key) != "auto" or self.value("checkpoint")
+            self.that(bool(given), key, f"'{key}: auto' needs a checkpoint", "checkpoint=DIR")
+
+    def techniques(self) -> None:
+        """Note what cannot work among the keys for precision and memory.
+
+        A key that the params do not have counts as not given. The keys are ``dtype``,
+        ``master_weights``, ``compile``, ``enable_activation_checkpointing``,
+        ``activation_checkpointing_mode``, ``enable_activation_offloading``, ``optimizer_in_bwd``,
+        ``clip_grad_norm`` and ``gradient_accumulation_steps``.
+        """
+        check_techniques(self)
+
 
 @contextmanager
 def checks(params: object) -> Iterator[Checks]:
     """Collect the checks of `params` made inside the block, and raise their faults at its end.
+
+    A key whose type is `Count` is held to it without a word in the block.
 
     Raises:
         ConfigError: One check failed; ``where`` is its key, to which the parser adds file and line.
@@ -79,10 +99,14 @@ def checks(params: object) -> Iterator[Checks]:
     Example:
         >>> def __post_init__(self) -> None:
         ...     with checks(self) as check:
-        ...         check.at_least("batch_size", 1)
+        ...         check.more_than("clip_grad_norm", 0)
         ...         check.that(self.epochs or self.max_steps, "max_steps", "nothing ends the run")
     """
     found = Checks(params)
+    for name, key in keys_of(type(params)).items():
+        minimum = minimum_of(key.type)
+        if minimum is not None:
+            found.at_least(name, minimum)
     yield found
     if found.faults:
         raise found.faults[0] if len(found.faults) == 1 else Faults(found.faults)

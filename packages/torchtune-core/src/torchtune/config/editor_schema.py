@@ -12,7 +12,7 @@ from torchtune.config.convert import MAPPINGS, SEQUENCES
 from torchtune.config.docs import KeyDoc, arguments_doc, docs_of
 from torchtune.config.merge import RECIPE, USUAL
 from torchtune.config.registry import allowed_names, target_of
-from torchtune.config.schema import Key, is_component, keys_of, section_of, strip
+from torchtune.config.schema import Key, is_component, keys_of, minimum_of, section_of, strip
 from torchtune.config.signature import COMPONENT, written_signature
 from torchtune.config.static_signature import read_docstring
 
@@ -96,7 +96,7 @@ def _shape(kind: Any, slot: str = "", default: Any = None) -> Schema:
     """Return what an annotation allows, or a reference to another key in its place."""
     if is_component(kind):
         return _any_of([*_component(slot, default), REFERENCE])
-    kind = strip(kind)
+    minimum, kind = minimum_of(kind), strip(kind)
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _any_of([_shape(member, slot, default) for member in inside])
@@ -113,7 +113,8 @@ def _shape(kind: Any, slot: str = "", default: Any = None) -> Schema:
         values = _shape(inside[1]) if inside else {}
         return _any_of([{"type": "object", "additionalProperties": values}, REFERENCE])
     known = kind in TYPES if isinstance(kind, type) else False
-    return _any_of([{"type": TYPES[kind]}, REFERENCE]) if known else {}
+    least = {} if minimum is None else {"minimum": minimum}
+    return _any_of([{"type": TYPES[kind], **least}, REFERENCE]) if known else {}
 
 
 def _sequence(origin: Any, inside: tuple[Any, ...], slot: str, default: Any) -> Schema:

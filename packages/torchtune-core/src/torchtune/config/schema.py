@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_t
 
 from torchtune.errors import ConfigError
 
-__all__ = ["MISSING", "Component", "Key", "key_at", "keys_of", "section_of"]
+__all__ = ["MISSING", "Component", "Count", "Key", "key_at", "keys_of", "minimum_of", "section_of"]
 
 
 class _ComponentMark:
@@ -21,6 +21,17 @@ Component: TypeAlias = Annotated[str | dict[str, Any], _ComponentMark]
 After parsing it is always a dict with ``_component_`` (or None where the field allows it). The
 field's name is its slot; ``Annotated[Component, "dataset"]`` names another.
 """
+
+
+@dataclass(frozen=True)
+class _AtLeast:
+    """The smallest value of a number, noted in its annotation."""
+
+    minimum: int
+
+
+Count: TypeAlias = Annotated[int, _AtLeast(1)]
+"""A whole number of at least one, such as rows or steps; `checks` holds keys to it."""
 
 MISSING: Any = "???"
 """The default of a key that must be given; OmegaConf's mark, so ``key: ???`` means it too."""
@@ -83,6 +94,14 @@ class Key:
 def strip(kind: Any) -> Any:
     """Return an annotation without its outer ``Annotated``."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def minimum_of(kind: Any) -> int | None:
+    """Return the smallest number that an annotation allows, alone or with null; None without one."""
+    if get_origin(kind) is Annotated:
+        return next((n.minimum for n in kind.__metadata__ if isinstance(n, _AtLeast)), None)
+    found = (minimum_of(member) for member in get_args(kind))
+    return next((minimum for minimum in found if minimum is not None), None)
 
 
 def section_of(kind: Any) -> type | None:

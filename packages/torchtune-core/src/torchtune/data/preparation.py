@@ -37,7 +37,8 @@ def tokenize_rows(
     """Return all rows as tokens, those too long cut, and those that train nothing left out.
 
     Longer rows are cut from the right and get no end token that they did not have. What was cut
-    and left out stands in the ``report`` of the result.
+    and left out stands in the ``report`` of the result. Where rows went through a chat template it
+    is the tokenizer's own from here on, so that it is saved with the model that learns it.
 
     Args:
         rows: From `load_rows`, or a list of dicts, or a ``datasets.Dataset``.
@@ -52,14 +53,15 @@ def tokenize_rows(
         MissingError: Chat rows, and a model without a chat template.
     """
     rows, started, taken = as_rows(rows), time.monotonic(), _Taken(max_seq_len)
-    encode = _Encode(
-        format if isinstance(format, ChatFormat) else ChatFormat(format), rows.train_on
-    )
+    form = format if isinstance(format, ChatFormat) else ChatFormat(format)
+    encode = _Encode(form, rows.train_on)
     found = _in_workers(rows, encode, workers) if workers else map(encode, rows)
     for index, (tokens, trained) in enumerate(_located(rows, _shown(found, len(rows), progress))):
         taken.add(rows, index, tokens, trained)
     if not len(taken.lines):
         raise _nothing(rows, taken)
+    if rows.has_chats:
+        form.tokenizer.chat_template = form.template
     return taken.documents(rows, time.monotonic() - started)
 
 

@@ -65,7 +65,7 @@ class Steps:
         max_steps_per_epoch: int | None = None,
     ) -> None:
         _check_lengths(documents, batch_size * max_seq_len if packed else max_seq_len)
-        self.documents, self.batch_size = documents, batch_size
+        self.documents, self.batch_size, self.max_seq_len = documents, batch_size, max_seq_len
         self.shuffle, self.seed, self.rank, self.size = shuffle, seed, rank, size
         self._budget = batch_size * max_seq_len if packed else 0  # tokens of a micro-batch
         self._packing = Packing(documents.lengths, self._budget) if packed else None
@@ -115,6 +115,19 @@ class Steps:
             yield [
                 self._batch(order, offsets, range(at, min(stop, at + self._round))) for at in starts
             ]
+
+    def held_out(self, documents: Documents, *, batch_size: int | None = None) -> list[Batch]:
+        """Return other documents as `validation_batches` in the form of these steps.
+
+        Args:
+            documents: Rows to validate on.
+            batch_size: Rows of one of their micro-batches; None for that of the steps.
+        """
+        batches = validation_batches(
+            documents, batch_size=batch_size or self.batch_size, max_seq_len=self.max_seq_len,
+            packed=self._packing is not None, rank=self.rank, size=self.size,
+        )  # fmt: skip
+        return list(batches)
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """Return the documents in the epoch's order and, when packed, where each bin begins."""

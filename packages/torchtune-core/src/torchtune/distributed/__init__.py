@@ -2,6 +2,7 @@
 
 from torchtune.distributed.context_parallel import context_parallel
 from torchtune.distributed.devices import (
+    DTYPES,
     DeviceFacts,
     available_backends,
     check_dtype,
@@ -11,6 +12,7 @@ from torchtune.distributed.devices import (
 from torchtune.distributed.fake_world import fake_world
 from torchtune.distributed.gradients import GradientNorm, clip_grad_norm
 from torchtune.distributed.launch import launch
+from torchtune.distributed.launcher_watch import launch_names
 from torchtune.distributed.precision import compute_in, master_weights
 from torchtune.distributed.shard import shard
 from torchtune.distributed.tensor_parallel import tensor_parallel
@@ -28,6 +30,7 @@ from torchtune.distributed.turns import in_turns
 from torchtune.distributed.world import World, join_world
 
 __all__ = [
+    "DTYPES",
     "DeviceFacts",
     "GradientNorm",
     "Part",
@@ -48,6 +51,7 @@ __all__ = [
     "is_first_copy",
     "join_world",
     "launch",
+    "launch_names",
     "local_part",
     "master_weights",
     "part_of",

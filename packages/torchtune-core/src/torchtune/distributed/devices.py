@@ -6,7 +6,17 @@ import torch
 
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["DeviceFacts", "available_backends", "check_dtype", "choose_device", "device_facts"]
+__all__ = [
+    "DTYPES",
+    "DeviceFacts",
+    "available_backends",
+    "check_dtype",
+    "choose_device",
+    "device_facts",
+]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""What configs and options call the floating point types."""
 
 
 @dataclass(frozen=True)

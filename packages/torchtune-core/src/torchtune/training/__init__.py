@@ -7,6 +7,7 @@ from torchtune.training.activations import (
     offload_activations,
 )
 from torchtune.training.environment import data_digests, file_digest, record_run
+from torchtune.training.estimate import MemoryEstimate, estimate_memory
 from torchtune.training.evaluators import Evaluator
 from torchtune.training.flops import ModelFlops, flops_utilization, model_flops, peak_flops
 from torchtune.training.initialise import init_weights
@@ -25,7 +26,13 @@ from torchtune.training.plot import plot_loss
 from torchtune.training.profiling import torch_profiler
 from torchtune.training.progress import Progress, StepMetrics
 from torchtune.training.rehearsal import rehearsed
-from torchtune.training.resume import check_resumed
+from torchtune.training.resume import (
+    Resumed,
+    check_resumed,
+    check_same_run,
+    replay_schedule,
+    run_conditions,
+)
 from torchtune.training.run_log import RunLog
 from torchtune.training.schedules import (
     constant_schedule,
@@ -42,6 +49,7 @@ from torchtune.training.updates import (
     StepInBackward,
     Update,
     Updated,
+    build_update,
 )
 
 __all__ = [
@@ -50,9 +58,11 @@ __all__ = [
     "JsonlLogger",
     "Logger",
     "LossScaling",
+    "MemoryEstimate",
     "MemoryPlan",
     "ModelFlops",
     "Progress",
+    "Resumed",
     "RunLog",
     "StdoutLogger",
     "StepAfterBackward",
@@ -64,12 +74,15 @@ __all__ = [
     "adamw",
     "adamw_8bit",
     "build_loggers",
+    "build_update",
     "check_resumed",
+    "check_same_run",
     "checkpoint_activations",
     "compile_blocks",
     "constant_schedule",
     "cosine_schedule",
     "data_digests",
+    "estimate_memory",
     "evaluate",
     "explain_out_of_memory",
     "file_digest",
@@ -88,7 +101,9 @@ __all__ = [
     "plot_loss",
     "record_run",
     "rehearsed",
+    "replay_schedule",
     "rounding_note",
+    "run_conditions",
     "set_seed",
     "torch_profiler",
     "train_only",

@@ -25,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the merged model and print its folder."""
-    import torch
     from torchtune.checkpoint import merge_adapter
+    from torchtune.distributed import DTYPES
 
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
-    dtype = dtypes.get(args.dtype)
+    dtype = DTYPES.get(args.dtype)
     merge_adapter(args.base, args.adapter, args.folder, dtype=dtype, force=args.force)
     print(args.folder)
     print(f'next: tune generate --checkpoint {args.folder} --prompt "..."', file=sys.stderr)

@@ -8,7 +8,6 @@ Copy it with `tune cp sft my_sft.py`, change any line, and run `tune run my_sft.
 """
 
 import datetime
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import checkpoint, data, distributed, generation, training
-from torchtune.config import Component, Parallel, TuneArgumentParser, build, checks
+from torchtune.config import Component, Count, Parallel, TuneArgumentParser, build, checks
 from torchtune.errors import report_errors
 from torchtune.modules import Decoder
 from torchtune.training import Progress, StepMetrics
@@ -37,45 +36,48 @@ class SFTParams:
     output_dir: str = "./output"  # where everything that the run writes goes
     # null refuses a folder that holds a checkpoint; auto goes on from the last one; or a step folder
     resume_from_checkpoint: bool | str | None = None
-    allow_change: list[str] = field(
-        default_factory=list
-    )  # keys that a resumed run may have otherwise
-    save_every_n_steps: int | None = None  # a checkpoint is written at the end in any case
-    keep_last_n_checkpoints: int | None = None  # null keeps all
+    allow_change: list[str] | None = None  # keys that a resumed run may have otherwise
+    save_every_n_steps: Count | None = None  # a checkpoint is written at the end in any case
+    save_every_minutes: float | None = None  # since the last save, by the main process's clock
+    save_in_background: bool = False  # copy to host memory, then write while training goes on
+    keep_last_n_checkpoints: Count | None = None  # null keeps all
     keep_best: bool = False  # save after a validation that is the best so far, and never prune it
     # --- dataset and dataloader
     dataset: Component | None = None  # a file, a folder, a registered name or a hub id
     dataset_val: Annotated[Component | None, "dataset"] = None  # rows to validate on
     validation_split: float = 0.0  # share of the dataset held out instead, such as 0.05
-    batch_size: int = 8  # rows of one micro-batch on one process
-    batch_size_val: int | None = None  # the same in validation; null: batch_size
+    batch_size: Count = 8  # rows of one micro-batch on one process
+    batch_size_val: Count | None = None  # the same in validation; null: batch_size
     max_seq_len: int | None = None  # tokens a row; longer ones are cut; null: the model's positions
     packed: bool = False  # fill micro-batches best-fit to batch_size * max_seq_len tokens
     shuffle: bool = True  # another order in every epoch
     num_workers: int = 0  # processes that tokenize
     # --- optimizer and scheduler
     optimizer: Component = "adamw"  # adamw, sgd or any class of torch.optim
+    optimizer_in_bwd: bool = False  # step each parameter in backward, and free its gradient
+    # groups with options of their own: {params: regex of names, lr: 1e-4, weight_decay: 0}
+    param_groups: list[dict[str, Any]] = field(default_factory=list)
+    trainable: list[str] | None = None  # regexes of names: all other parameters are frozen
     lr_scheduler: Component | None = None  # cosine, linear, constant or wsd; null: a constant rate
     clip_grad_norm: float | None = None  # largest norm of the gradient; null does not clip
     # --- loss
     loss: Component = "linear_cross_entropy"  # computed without whole logits
     # --- training
-    epochs: int | None = None  # passes over the data; null: one, or as many as max_steps takes
-    max_steps: int | None = None  # optimizer steps of the whole run
-    max_steps_per_epoch: int | None = None  # optimizer steps after which an epoch is left
-    gradient_accumulation_steps: int = 1  # micro-batches a step
-    run_val_every_n_steps: int | None = None  # null: at the end of each epoch
-    patience: int | None = None  # validations without a better loss after which the run ends
+    epochs: Count | None = None  # passes over the data; null: one, or as many as max_steps takes
+    max_steps: Count | None = None  # optimizer steps of the whole run
+    max_steps_per_epoch: Count | None = None  # optimizer steps after which an epoch is left
+    gradient_accumulation_steps: Count = 1  # micro-batches a step
+    run_val_every_n_steps: Count | None = None  # null: at the end of each epoch
+    patience: Count | None = None  # validations without a better loss after which the run ends
     sample_prompts: list[str] = field(default_factory=list)  # answered then too, into samples.jsonl
     # benchmarks taken in the run: {tasks: [arc_easy], every_n_steps: 500, limit: 100}
     evaluate: Annotated[Component | None, "evaluator"] = None
-    # take two steps on the longest rows, validate, save, reload and generate, then stop
-    rehearse: bool = False
+    rehearse: bool = False  # try all that the run does in two steps on the longest rows, then stop
     compile: bool = False  # torch.compile each block: slower to start, faster after
     # --- logging
     # stdout, tensorboard, wandb, mlflow, or several of them, beside metrics.jsonl
     metric_logger: Component | list[Component] | None = None
-    log_every_n_steps: int = 1  # optimizer steps a line of metrics.jsonl
+    log_every_n_steps: Count = 1  # optimizer steps a line of metrics.jsonl
     # --- environment
     # how processes share the work: {data_replicate: 1, data_shard: -1, context: 1, tensor: 1}
     parallel: Parallel = field(default_factory=Parallel)
@@ -83,36 +85,30 @@ class SFTParams:
     fsdp_cpu_offload: bool = False  # keep weights, gradients and optimizer in the CPU's memory
     timeout_minutes: float | None = 30.0  # without a sign of life; then a hanging process is named
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
-    dtype: Literal["bf16", "fp32"] = "bf16"  # of the weights, in memory and in the files
-    master_weights: bool = False  # with bf16: trained weights in fp32, computed with in bf16
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # of the weights, in memory and in the files
+    master_weights: bool = False  # trained weights in fp32, computed with in dtype
     seed: int = 0  # of the order of the data, first values and dropout
     deterministic: bool = False  # deterministic kernels on a GPU; a CPU is so anyway
     # --- activation memory
     enable_activation_checkpointing: bool = False  # compute activations again in backward
+    # selective keeps the products of matrices and attention, and computes the rest again
+    activation_checkpointing_mode: Literal["full", "selective"] = "full"
+    enable_activation_offloading: bool = False  # keep what checkpointing keeps in host memory
     # --- profiler
     profiler: Component | None = None  # torch: traces of some steps into output_dir/profile
 
     def __post_init__(self) -> None:
-        counts = (
-            "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps",
-            "keep_last_n_checkpoints", "log_every_n_steps", "max_steps", "max_steps_per_epoch",
-            "patience", "run_val_every_n_steps", "save_every_n_steps",
-        )  # fmt: skip
         held_out = bool(self.dataset_val or self.validation_split)
-        # fmt: off
         with checks(self) as check:
-            for key in counts:
-                check.at_least(key, 1)
+            check.techniques()
             check.names_keys("allow_change")
             check.at_least("max_seq_len", 2)
             check.at_least("num_workers", 0)
-            check.more_than("clip_grad_norm", 0)
-            check.more_than("timeout_minutes", 0)
+            for key in ("clip_grad_norm", "save_every_minutes", "timeout_minutes"):
+                check.more_than(key, 0)
             check.between("validation_split", 0, 0.99)
-            check.that(bool(self.dataset), "dataset", "there is nothing to train on", "dataset=my.jsonl")
-            for key in ("model", "tokenizer"):
-                given = getattr(self, key) not in ("auto", {"_component_": "auto"}) or self.checkpoint
-                check.that(bool(given), key, f"'{key}: auto' needs a checkpoint", "checkpoint=DIR")
+            check.that(bool(self.dataset), "dataset", "there are no rows", "dataset=my.jsonl")
+            check.auto_has_checkpoint("model", "tokenizer")
             for key in ("keep_best", "patience", "run_val_every_n_steps"):
                 met = held_out or (key == "run_val_every_n_steps" and self.sample_prompts)
                 needed = bool(met) or not getattr(self, key)
@@ -121,9 +117,6 @@ class SFTParams:
             check.that(not both, "validation_split", "cannot go together with dataset_val")
             sized = not self.packed or self.max_seq_len is not None
             check.that(sized, "packed", "'packed' needs max_seq_len", "max_seq_len=2048")
-            doubled = self.master_weights and self.dtype == "fp32"
-            check.that(not doubled, "master_weights", "the weights are fp32 already", "dtype=bf16")
-        # fmt: on
 
 
 class SFTRecipe:
@@ -133,7 +126,7 @@ class SFTRecipe:
         if params.rehearse:
             params = replace(params, shuffle=False, metric_logger=None, profiler=None)
         self.params = params
-        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[params.dtype]
+        self.dtype = distributed.DTYPES[params.dtype]
 
     def setup(self) -> None:
         """Make every part; whatever can fail cheaply fails here."""
@@ -147,6 +140,7 @@ class SFTRecipe:
         if p.rehearse:
             self.stop.close()  # there is nothing to save: Ctrl-C ends at once
             self.run = checkpoint.RehearsalFolder(self.run)
+        self.saves = checkpoint.SaveSchedule(self.world, p.save_every_n_steps, p.save_every_minutes)
         self.saved = checkpoint.read_info(self.run.resume_from) if self.run.resume_from else {}
         self.model = self._setup_model()
         self.form = self._setup_chat_format()
@@ -156,6 +150,7 @@ class SFTRecipe:
         self.loss = build("loss", p.loss)
         self.evaluator = build("evaluator", p.evaluate) if p.evaluate else None
         self.optimizer = self._setup_optimizer()
+        self.update = self._setup_update()
         self.scheduler = self._setup_lr_scheduler()
         self.memory = self._plan_memory()
         self.identity, self.resumed = self._setup_resume()
@@ -171,13 +166,21 @@ class SFTRecipe:
             if p.peft is not None:
                 model = build("peft", p.peft, model)
         model = model.to(self.dtype)
+        if p.trainable is not None:
+            model = training.train_only(model, p.trainable)
         if p.master_weights:
             model = distributed.master_weights(model)
+        model = distributed.tensor_parallel(model, self.world)
         model = distributed.context_parallel(model, self.world)
         if p.compile:
             model = training.compile_blocks(model)
         if p.enable_activation_checkpointing:
-            model = training.checkpoint_activations(model)
+            keep = (
+                training.keep_products if p.activation_checkpointing_mode == "selective" else None
+            )
+            model = training.checkpoint_activations(model, keep=keep)
+        if p.enable_activation_offloading:
+            model = training.offload_activations(model)
         model = distributed.shard(
             model, self.world, compute_dtype=self.dtype if p.master_weights else None,
             reshard_after_forward=p.fsdp_reshard_after_forward, cpu_offload=p.fsdp_cpu_offload,
@@ -190,8 +193,8 @@ class SFTRecipe:
         day = self.world.broadcast(self.saved.get("date", datetime.date.today().isoformat()))
         return data.ChatFormat(tokenizer, self.params.chat_template, date=day)
 
-    def _setup_data(self) -> tuple[data.Steps, Callable[[], Iterable[data.Batch]] | None]:
-        """Tokenize the rows; return the optimizer steps, and what gives the held-out batches."""
+    def _setup_data(self) -> tuple[data.Steps, data.Documents | None]:
+        """Tokenize the rows; return the optimizer steps and the held-out documents."""
         p, positions = self.params, self.model.max_positions
         self.max_seq_len = data.row_limit(p.max_seq_len, positions=positions)
         documents, held_out = self._documents("dataset"), None
@@ -201,17 +204,13 @@ class SFTRecipe:
             documents, held_out = data.split_documents(documents, p.validation_split, p.seed)
         if p.rehearse:
             documents = documents.select(documents.lengths.argsort(descending=True))
-        share = {"rank": self.world.data_rank, "size": self.world.data_size}
-        form: dict[str, Any] = {"max_seq_len": self.max_seq_len, "packed": p.packed} | share
         steps = data.Steps(
-            documents, batch_size=p.batch_size, shuffle=p.shuffle, seed=p.seed,
-            gradient_accumulation_steps=p.gradient_accumulation_steps,
-            max_steps_per_epoch=p.max_steps_per_epoch, **form,
+            documents, batch_size=p.batch_size, max_seq_len=self.max_seq_len,
+            gradient_accumulation_steps=p.gradient_accumulation_steps, packed=p.packed,
+            max_steps_per_epoch=p.max_steps_per_epoch, shuffle=p.shuffle, seed=p.seed,
+            rank=self.world.data_rank, size=self.world.data_size,
         )  # fmt: skip
-        if held_out is None:
-            return steps, None
-        size = p.batch_size_val or p.batch_size
-        return steps, partial(data.validation_batches, held_out, batch_size=size, **form)
+        return steps, held_out
 
     def _documents(self, key: str) -> data.Documents:
         rows, p = build("dataset", getattr(self.params, key)), self.params
@@ -219,14 +218,16 @@ class SFTRecipe:
             rows, self.form, max_seq_len=self.max_seq_len, workers=p.num_workers,
             progress=self.world.is_main,
         )  # fmt: skip
-        if documents.report and documents.report.templated:
-            self.form.tokenizer.chat_template = self.form.template  # saved with every checkpoint
         self.log.say(key, documents.report)
         return documents
 
     def _setup_optimizer(self) -> torch.optim.Optimizer:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        return build("optimizer", self.params.optimizer, trained)
+        make = partial(build, "optimizer", self.params.optimizer)
+        return training.grouped_optimizer(self.model, make, self.params.param_groups)
+
+    def _setup_update(self) -> training.Update:
+        early = self.params.optimizer_in_bwd
+        return training.build_update(self.optimizer, self.world, self.dtype, in_backward=early)
 
     def _setup_lr_scheduler(self) -> LRScheduler | None:
         wanted, steps = self.params.lr_scheduler, self.total_steps
@@ -235,27 +236,27 @@ class SFTRecipe:
         return build("lr_scheduler", wanted, self.optimizer, num_training_steps=steps)
 
     def _setup_profiler(self) -> Any:
-        if self.params.profiler is None or not self.world.is_main:
+        p, place = self.params, str(self.run.path)
+        if p.profiler is None or not self.world.is_main:
             return None
-        profiler = build("profiler", self.params.profiler, output_dir=str(self.run.path))
+        profiler = build("profiler", p.profiler, output_dir=place, say=self.log.say)
         profiler.start()
         return profiler
 
     def _setup_loggers(self) -> None:
         """Open the main process's loggers, at the checkpoint's step where the run goes on."""
-        p, folder, loggers = self.params, self.run.path, list[training.Logger]()
+        p, done, folder = self.params, self.progress, self.run.path
+        loggers = list[training.Logger]()
         if self.world.is_main:
             for name in ("metrics.jsonl", "samples.jsonl"):
-                checkpoint.cut_lines(folder / name, self.progress.step)
-            named, done = p.metric_logger, self.progress
-            loggers = training.build_loggers(named, output_dir=folder, progress=done)
+                checkpoint.cut_lines(folder / name, done.step)
+            loggers = training.build_loggers(p.metric_logger, output_dir=folder, progress=done)
         self.log.start(loggers, config=asdict(p), total=self.total_steps)
 
     def _plan_memory(self) -> training.MemoryPlan:
         p, longest = self.params, int(self.steps.documents.lengths.max())
-        tokens = p.batch_size * (self.max_seq_len if p.packed else longest)
-        size, recompute = self.world.size, p.enable_activation_checkpointing
-        plan = training.plan_memory(self.model, tokens=tokens, processes=size, recompute=recompute)
+        row = self.max_seq_len if p.packed else longest
+        plan = training.plan_memory(self.model, p, row_tokens=row, world=self.world)
         self.log.say("model", f"{plan.parameters:,} parameters, {plan.trained:,} of them trained")
         self.log.say("memory", plan)
         self.log.say("note", training.rounding_note(self.optimizer))
@@ -263,13 +264,12 @@ class SFTRecipe:
 
     def _setup_resume(self) -> tuple[dict[str, Any], training.Resumed]:
         """Record what makes this run what it is; say how the run gone on with differs from it."""
-        p = self.params
+        p, rows, steps = self.params, self.steps.identity(), self.total_steps
         digest = partial(checkpoint.weights_digest, p.checkpoint) if p.checkpoint else lambda: None
         base = checkpoint.on_main(self.world, digest)
         now = training.run_conditions(
-            p, rows=self.steps.identity(), base_sha256=base, total_steps=self.total_steps,
-            world=self.world,
-        )  # fmt: skip
+            p, rows=rows, base_sha256=base, total_steps=steps, world=self.world
+        )
         resumed = training.check_same_run(self.saved.get("conditions", now), now, p)
         record = partial(training.record_run, self.run.path, p, base_sha256=base)
         checkpoint.on_main(self.world, record, self.run.path)
@@ -282,8 +282,7 @@ class SFTRecipe:
         training.init_weights(self.model, seed=self.params.seed, skip=filled)
         if step is None:
             return None
-        for note in self.resumed.notes:
-            self.log.say("note", note)
+        self.log.say("note", "\n".join(self.resumed.notes))
         info = checkpoint.load_training_state(
             step, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler,
             world=self.world, settings=not fresh_settings,
@@ -299,13 +298,15 @@ class SFTRecipe:
         if self._is_over():
             self.log.say("done", f"{self.progress.step:,} steps; there is nothing left to do")
             return
-        steps = self.steps.after(self.progress)
+        p, steps = self.params, self.steps.after(self.progress)
         with training.explain_out_of_memory(self.memory), self.log:
             while not self._is_over():
                 self._step(next(steps))
                 told_to_stop = self.world.any(self.stop.requested)
-                if told_to_stop or self._save_is_due():
-                    self.save_checkpoint()
+                best = p.keep_best and self.progress.best_step == self.progress.step
+                if self.saves.due(self.progress.step, best=best) or told_to_stop:
+                    self.save_checkpoint(background=p.save_in_background and not told_to_stop)
+                self.run.poll()  # what went wrong in the background comes out here, on all ranks
                 if told_to_stop:
                     raise training.interrupted(self.progress.step, self.run.path)
         self.save_checkpoint()
@@ -315,25 +316,25 @@ class SFTRecipe:
         p, steps = self.params, self.steps.after()
         with training.explain_out_of_memory(self.memory), self.log:
             self._step(next(steps))
-            self.log.log({}, self.progress, self._look(at_once=True))
             self.save_checkpoint()
             batches = next(steps)
             metrics = self._step(batches)
             saved = self.run.resume_from = self.run.path / "step_000001"
             self.progress = self.load_checkpoint() or Progress()
             repeated = self._step(batches)
-            self._sample(p.sample_prompts or ["Hello"])
-        told = training.rehearsed(metrics, repeated, self.total_steps, p, saved)
-        self.log.say("rehearsal", told)
+            self.log.log({}, self.progress, self._look(at_once=True))
+        total = self.total_steps
+        self.log.say("rehearsal", training.rehearsed(metrics, repeated, total, p, saved))
 
     def _step(self, batches: list[data.Batch]) -> StepMetrics:
         """Take one optimizer step, look at the model where it is time to, and log."""
         metrics = training.train_step(
             self.model, self.optimizer, batches, self.world, loss=self.loss,
             max_norm=self.params.clip_grad_norm, scheduler=self.scheduler, step=self.progress.step + 1,
+            update=self.update,
         )  # fmt: skip
         self.progress = self.progress.after(metrics, steps_per_epoch=self.steps.per_epoch)
-        self.log.log(asdict(metrics), self.progress, self._look())
+        self.log.log(metrics.figures(), self.progress, self._look())
         if self.profiler is not None:
             self.profiler.step()
         return metrics
@@ -344,41 +345,34 @@ class SFTRecipe:
         last = step == self.total_steps
         if at_once or last or step % (p.run_val_every_n_steps or self.steps.per_epoch) == 0:
             if self.held_out is not None:
-                batches = list(self.held_out())
+                batches = self.steps.held_out(self.held_out, batch_size=p.batch_size_val)
                 loss = training.evaluate(self.model, batches, self.world, loss=self.loss)
                 figures["val_loss"], self.progress = loss, self.progress.validated(loss)
-            self._sample(p.sample_prompts)
+            generation.write_samples(
+                self.run.path / "samples.jsonl", p.sample_prompts or ["Hello"] * at_once,
+                model=self.model, form=self.form, step=step, world=self.world, say=self.log.say,
+            )  # fmt: skip
         if self.evaluator is not None and (at_once or self.evaluator.due(step, last=last)):
             figures |= self.evaluator(self.model, self.form.tokenizer, self.world, few=at_once)
         return figures
 
-    def _sample(self, prompts: list[str]) -> None:
-        generation.write_samples(
-            self.run.path / "samples.jsonl", prompts, model=self.model, form=self.form,
-            step=self.progress.step, world=self.world, say=self.log.say,
-        )  # fmt: skip
-
     def _is_over(self) -> bool:
-        patience = self.params.patience or float("inf")
-        impatient = self.progress.validations_since_best >= patience
+        impatient = self.progress.validations_since_best >= (self.params.patience or float("inf"))
         return impatient or self.progress.step >= self.total_steps
 
-    def _save_is_due(self) -> bool:
-        p, step = self.params, self.progress.step
-        due = p.save_every_n_steps is not None and step % p.save_every_n_steps == 0
-        return due or (p.keep_best and self.progress.best_step == step)
-
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, *, background: bool = False) -> None:
         """Write the step folder, unless it is there, and prune the old ones."""
         if self.saved.get("progress") != asdict(self.progress):
             saved = self.identity | {"date": self.form.date, "progress": asdict(self.progress)}
-            with self.run.writing(self.progress.step) as folder:
+            with self.run.writing(self.progress.step, background=background) as folder:
                 checkpoint.save_step(
                     folder, model=self.model, dtype=self.dtype, base=self.params.checkpoint,
                     tokenizer=self.form.tokenizer, optimizer=self.optimizer,
                     scheduler=self.scheduler, world=self.world, info=saved,
                 )  # fmt: skip
             self.saved = saved
+        if not background:
+            self.run.wait()  # for one that is still being written
         best = {self.progress.best_step} if self.params.keep_best else set()
         self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
         self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
@@ -393,9 +387,9 @@ class SFTRecipe:
         if self.params.rehearse:
             self.log.say("next", "the same command without --rehearse")
         else:
-            do = f'tune generate --checkpoint {self.params.output_dir} --prompt "..."'
+            place = self.params.output_dir
             self.log.say("result", f"{self.run.path / 'latest'}, its losses in loss.png")
-            self.log.say("next", do)
+            self.log.say("next", f'tune generate --checkpoint {place} --prompt "..."')
         self.world.close()
 
 
