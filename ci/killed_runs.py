@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STEPS = 24
+STEPS = 16
 COMMON = (
     f"max_steps={STEPS}", "save_every_n_steps=2", "keep_last_n_checkpoints=2", "batch_size=2",
     "max_seq_len=96", "device=cpu", "optimizer.lr=1e-3", "lr_scheduler=cosine",

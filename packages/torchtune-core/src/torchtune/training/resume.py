@@ -36,6 +36,8 @@ ROUNDING = frozenset(
     {
         *("device", "deterministic", "parallel", "compile"),
         *("enable_activation_checkpointing", "enable_activation_offloading"),
+        *("activation_checkpointing_mode", "optimizer_in_bwd"),
+        *("fsdp_cpu_offload", "fsdp_reshard_after_forward"),
         *("batch_size", "gradient_accumulation_steps"),  # the rows of a step bind, see below
     }
 )
@@ -58,7 +60,7 @@ SHOWN = {
     "packed_micro_batches_per_step": "{} micro-batches a step over all processes",
 }
 
-SETTINGS = ("optimizer", "lr_scheduler")
+SETTINGS = ("optimizer", "param_groups", "lr_scheduler")
 """Keys whose numbers lie in the training state as well."""
 
 ABSENT = object()
