@@ -32,7 +32,8 @@ KINDS = {
     "master": ("dtype=bf16", "master_weights=true"),
 }  # fmt: skip
 FORMS = {
-    f"{kind}-{processes}": (processes, arguments)
+    f"{kind}-{processes}{where}": (processes, (*arguments, *saving))
+    for where, saving in (("", ()), ("-background", ("save_in_background=true",)))
     for kind, arguments in KINDS.items()
     for processes in (1, 2)
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchtune import training
 from torchtune.config import Component
-from torchtune.errors import ConfigError, TuneError
+from torchtune.errors import TuneError
 from torchtune.models.llama import llama
 from torchtune.peft import lora
 from torchtune.training import Progress, StepMetrics
@@ -183,14 +183,6 @@ def test_a_signal_is_remembered_and_handlers_are_put_back():
     assert stop.requested
     stop.close()
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_other_rows_are_refused_and_other_threads_noted():
-    saved = {"rows": {"seed": 1, "rows_per_step": 8}, "threads": 2}
-    assert training.check_resumed(saved, saved) == []
-    assert "threads was 2 and is 4" in training.check_resumed(saved, {**saved, "threads": 4})[0]
-    with pytest.raises(ConfigError, match=r"seed \(was 1, is 2\)"):
-        training.check_resumed(saved, {**saved, "rows": {"seed": 2, "rows_per_step": 8}})
 
 
 def test_the_same_seed_draws_the_same_numbers():

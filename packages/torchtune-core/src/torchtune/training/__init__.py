@@ -28,7 +28,6 @@ from torchtune.training.progress import Progress, StepMetrics
 from torchtune.training.rehearsal import rehearsed
 from torchtune.training.resume import (
     Resumed,
-    check_resumed,
     check_same_run,
     replay_schedule,
     run_conditions,
@@ -75,7 +74,6 @@ __all__ = [
     "adamw_8bit",
     "build_loggers",
     "build_update",
-    "check_resumed",
     "check_same_run",
     "checkpoint_activations",
     "compile_blocks",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torchtune.distributed import World
 
-__all__ = ["Resumed", "check_resumed", "check_same_run", "replay_schedule", "run_conditions"]
+__all__ = ["Resumed", "check_same_run", "replay_schedule", "run_conditions"]
 
 # Every key that stands in none of these three tables binds the run, a new one too.
 FREE = frozenset(
@@ -282,32 +282,3 @@ def _shown(value: Any) -> str:
 
 def _is_word(value: Any) -> bool:
     return value is None or isinstance(value, bool)
-
-
-def check_resumed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Refuse to go on with other rows; return what else differs, which only changes rounding.
-
-    Args:
-        saved: The conditions that a checkpoint was written under.
-        now: Those of this run: ``rows`` (`torchtune.data.Steps.identity`), and numbers such as the
-            world size.
-
-    Raises:
-        ConfigError: The rows of the steps are others, so that some would be seen twice or never.
-    """
-    before = saved.get("rows", {})
-    if changed := [key for key, value in now["rows"].items() if before.get(key) != value]:
-        named = ", ".join(
-            f"{key} (was {before.get(key)}, is {now['rows'][key]})" for key in changed
-        )
-        raise ConfigError(
-            "E-RESUME-ROWS",
-            f"the rows of the steps are not those of the checkpoint: {named}",
-            where="resume_from_checkpoint",
-            do="resume with the same data, or begin a new run with the step folder as checkpoint",
-        )
-    return [
-        f"{key} was {saved.get(key)} and is {value}: what follows is equal to rounding, not to the bit"
-        for key, value in now.items()
-        if key != "rows" and saved.get(key) != value
-    ]
