@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -35,11 +35,13 @@ class Manifest(NamedTuple):
         order: Which save of the run it is, from 1: a run that went back to an earlier step saves
             newer folders with smaller steps.
         files: Path inside the folder, with ``/``, to its digest.
+        launchers: Who started the processes that saved it (`torchtune.distributed.launch_names`).
     """
 
     step: int
     order: int
     files: dict[str, Digest]
+    launchers: frozenset[str] = frozenset()
 
 
 def step_name(step: int) -> str:
@@ -47,7 +49,14 @@ def step_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def seal(folder: Path, *, step: int, order: int, digests: Mapping[Path, Digest]) -> None:
+def seal(
+    folder: Path,
+    *,
+    step: int,
+    order: int,
+    digests: Mapping[Path, Digest],
+    launchers: Collection[str] = (),
+) -> None:
     """Write the manifest of `folder`, last, and flush its lists of names.
 
     Args:
@@ -55,11 +64,13 @@ def seal(folder: Path, *, step: int, order: int, digests: Mapping[Path, Digest])
         step: After which optimizer step.
         order: Which save of the run this is.
         digests: Of every file, flushed already, by path.
+        launchers: Who started the processes that save.
     """
     files = {
         path.relative_to(folder).as_posix(): digests[path]._asdict() for path in sorted(digests)
     }
-    text = json.dumps({"step": step, "order": order, "files": files}, indent=2) + "\n"
+    fields = {"step": step, "order": order, "files": files, "launchers": sorted(launchers)}
+    text = json.dumps(fields, indent=2) + "\n"
     write_flushed(folder / MANIFEST, text.encode())
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         flush(path)
@@ -79,7 +90,8 @@ def _parsed(folder: Path) -> Manifest | None:
     try:
         fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {name: Digest(**digest) for name, digest in fields["files"].items()}
-        return Manifest(int(fields["step"]), int(fields["order"]), files)
+        launchers = frozenset(fields.get("launchers", ()))
+        return Manifest(int(fields["step"]), int(fields["order"]), files, launchers)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -34,14 +34,22 @@ class SaveUnderWay:
         folder: Where the files go; it is renamed when all are there.
         step: The number of optimizer steps done.
         saving: The files.
+        launchers: Who started the processes.
 
     Attributes:
         work: What the threads do.
         afterwards: What the main rank does last of all, such as pruning.
     """
 
-    def __init__(self, world: "World", folder: Path, step: int, saving: Saving) -> None:
-        self.folder, self.step = folder, step
+    def __init__(
+        self,
+        world: "World",
+        folder: Path,
+        step: int,
+        saving: Saving,
+        launchers: Collection[str] = (),
+    ) -> None:
+        self.folder, self.step, self.launchers = folder, step, launchers
         self.afterwards: Callable[[], None] | None = None
         written = [path for path in folder.rglob("*") if path.is_file()] if world.is_main else []
         self.work = StagedWork(world, self._stages(world, saving, written))
@@ -55,19 +63,22 @@ class SaveUnderWay:
 
     def _end(self, digests: Mapping[Path, Digest], stop: Event) -> None:
         try:
-            _publish(self.folder, self.step, digests)
+            _publish(self.folder, self.step, digests, self.launchers)
             if self.afterwards is not None:
                 self.afterwards()
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
 
-def _publish(folder: Path, step: int, digests: Mapping[Path, Digest]) -> None:
+def _publish(
+    folder: Path, step: int, digests: Mapping[Path, Digest], launchers: Collection[str]
+) -> None:
     """Give a save its manifest and its name, and let ``latest`` name it."""
     place, run = folder.with_name(step_name(step)), folder.parent
     last = latest_step(run)
     before = read_manifest(last) if last else None
-    seal(folder, step=step, order=before.order + 1 if before else 1, digests=digests)
+    order = before.order + 1 if before else 1
+    seal(folder, step=step, order=order, digests=digests, launchers=launchers)
     _replace(place, folder)
     point_latest(run, place.name)
 

@@ -21,6 +21,7 @@ from torchtune.checkpoint.run_start import (
     warn,
 )
 from torchtune.checkpoint.saving import Copies, Saving, collect_files
+from torchtune.distributed import launch_names
 from torchtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class RunFolder:
         output_dir: Made where absent. Files that no run of ours makes are refused.
         world: The processes that take part.
         resume: None or False for a fresh run, refused where a whole checkpoint is; ``"auto"`` or
-            True for the last whole checkpoint if there is one; or the path of a step folder.
+            True for the last whole checkpoint if there is one; or the path of a step folder. Where
+            ``tune run --max-restarts`` has started the processes again it is ``"auto"`` once they
+            have saved, whatever is given.
 
     Attributes:
         path: The folder, absolute.
@@ -64,6 +67,7 @@ class RunFolder:
     ) -> None:
         self.path = Path(output_dir).absolute()
         self.world = world
+        self._launchers = launch_names(world)
         self._lock: BaseFileLock | None = None
         self._save: SaveUnderWay | None = None
         self._copies = Copies()
@@ -102,7 +106,7 @@ class RunFolder:
         try:
             with collect_files(saving):
                 yield folder
-            self._save = SaveUnderWay(self.world, folder, step, saving)
+            self._save = SaveUnderWay(self.world, folder, step, saving, self._launchers)
         except BaseException as error:
             self._abandon(folder)
             if isinstance(error, OSError):
@@ -188,7 +192,7 @@ class RunFolder:
         refuse_foreign(self.path)
         self._lock = take_lock(self.path)
         clear_leftovers(self.path)
-        found = choose_step(self.path, resume)
+        found = choose_step(self.path, resume, self._launchers)
         if newest := latest_step(self.path):
             point_latest(self.path, newest.name)
         return found

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,12 +97,22 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def choose_step(folder: Path, resume: str | os.PathLike[str] | bool | None) -> Path | None:
-    """Return the step folder that a run in `folder` goes on from; arguments and errors as `RunFolder`."""
-    if resume == "auto" or resume is True:
+def choose_step(
+    folder: Path, resume: str | os.PathLike[str] | bool | None, launchers: Collection[str] = ()
+) -> Path | None:
+    """Return the step folder that a run in `folder` goes on from; errors as `RunFolder`.
+
+    Args:
+        folder: The run's output folder.
+        resume: As `RunFolder` takes it.
+        launchers: Who started this run's processes. Where the newest checkpoint is by one of them,
+            this is a later attempt of the run that saved it.
+    """
+    newest = latest_step(folder)
+    saved = read_manifest(newest) if newest else None
+    if resume == "auto" or resume is True or (saved and saved.launchers & {*launchers}):
         return _last_whole(folder)
     named = _named_step(Path(resume)) if resume else None
-    newest = latest_step(folder)
     if newest and (named is None or named.parent != folder.resolve()):
         raise ConfigError(
             "E-FOLDER-HAS-RUN",

@@ -17,6 +17,9 @@ from torchtune.distributed.failures import FINAL_CODES, Failure, first_failure, 
 
 __all__ = ["Agent"]
 
+ONE_SIGNAL_SECONDS = 1.0
+"""Within it a signal counts once: `timeout`, for one, sends it to a process and to its group."""
+
 
 class Agent(LocalElasticAgent):
     """An agent that restarts only what may go better, gives time to save, and can be cut short.
@@ -35,7 +38,7 @@ class Agent(LocalElasticAgent):
         self.failure: Failure | None = None
         self.started = time.time_ns()
         self.restarts = 0
-        self.told_to_stop = False
+        self.stopping_since: float | None = None
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self.started = time.time_ns()
@@ -47,9 +50,12 @@ class Agent(LocalElasticAgent):
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         """Let the workers save at the first signal, and end them at once at the second."""
-        if not self.told_to_stop:
-            self.told_to_stop = True
+        now = time.monotonic()
+        if self.stopping_since is None:
+            self.stopping_since = now
             raise SignalException("the launcher was told to stop", signal.Signals(number))
+        if now - self.stopping_since < ONE_SIGNAL_SECONDS:
+            return
         for worker in self._pcontext.pids().values() if self._pcontext else ():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker, signal.SIGKILL)  # each leads a group, with what it started

@@ -54,6 +54,9 @@ def _configure(words: Sequence[str], folder: str) -> tuple[Any, Any, list[str]]:
         args.rdzv_backend, args.rdzv_endpoint = "c10d", "localhost:0"
         args.rdzv_id = f"{os.getpid()}"
         args.local_addr = args.local_addr or "localhost"
+    elif args.rdzv_backend != "static":
+        # Nodes that come and go have no common count of attempts: each attempt has its own store.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     args.master_port = args.master_port or 29500  # torchrun's own default
     threads_are_given = "OMP_NUM_THREADS" in os.environ
     try:

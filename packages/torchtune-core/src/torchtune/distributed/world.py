@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["World", "join_world"]
 
+MEETING_TIME = timedelta(minutes=30)
+"""How long processes wait for one another at the start; torch's own."""
+
 T = TypeVar("T")
 Figure = TypeVar("Figure", Tensor, int, float)
 
@@ -240,7 +243,24 @@ def _meet(device: torch.device, timeout: timedelta | None) -> None:
     if not dist.is_initialized():
         cuda = device.type == "cuda"
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+        options: dict[str, Any] = {"timeout": timeout, "device_id": device if cuda else None}
+        dist.init_process_group(backend, **options, **_own_store(timeout))
+
+
+def _own_store(timeout: timedelta | None) -> dict[str, Any]:
+    """Return how to meet where torchrun's agent holds the store, which outlives an attempt.
+
+    Processes started again would find in it the addresses of those that have died, and wait.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    store = TCPStore(address, port, size, is_master=False, timeout=timeout or MEETING_TIME)
+    attempt = f"attempt_{_number('TORCHELASTIC_RESTART_COUNT', 0)}"
+    return {"store": PrefixStore(attempt, store), "rank": rank, "world_size": size}
 
 
 def _make_mesh(
