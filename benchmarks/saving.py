@@ -1,14 +1,17 @@
-"""What sha256 and flushing to disk cost when a checkpoint is saved: `saving.py [FOLDER]`.
+"""What saving and loading a checkpoint costs: `saving.py [FOLDER] [--rounds 7]`.
 
-Saves SmolLM2-135M in bf16 with its AdamW state (0.8 GB), as a run does and without hashing,
-flushing and manifest, in turns, and prints the times and the median of their ratios. Disks are
-noisy: every round begins after the last one's bytes have reached the disk.
+Saves SmolLM2-135M in bf16 with its AdamW state (0.8 GB) in turns: as a run does, as a run does in the
+background beside a loop of matrix products, without sha256 and flushing, and copies the same files
+with `cp`; then loads all again. Prints a line a round, then medians, and memory beside the model.
+Disks are noisy: everything begins after the last one's bytes have reached the disk.
 """
 
 import argparse
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,9 +19,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchtune.checkpoint import RunFolder, save_model, save_training_state
+from torchtune.checkpoint import (
+    RunFolder,
+    load_model,
+    load_training_state,
+    save_model,
+    save_training_state,
+)
 from torchtune.distributed import World
 from torchtune.models.llama import SIZES, llama
+
+WORLD = World()
 
 
 def trained_state(model: nn.Module) -> torch.optim.Optimizer:
@@ -31,36 +42,101 @@ def trained_state(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, durable: bool) -> None:
-    """Write what a step folder holds."""
-    world = World()
-    save_model(model, folder, world=world, config={}, durable=durable)
-    save_training_state(
-        folder,
-        model=model,
-        optimizer=optimizer,
-        scheduler=None,
-        world=world,
-        info={},
-        durable=durable,
-    )
+class Bench:
+    """A model with its optimizer, and a folder to save them into."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = llama(**SIZES["smollm2_135m"]).bfloat16()
+        self.state = {"model": self.model, "optimizer": trained_state(self.model)}
+        self.state |= {"scheduler": None, "world": WORLD}
+        self.run = RunFolder(folder / "run", WORLD)  # as a run does, it keeps the copies' memory
+        self.matrix = torch.randn(512, 512)
+
+    def save(self, folder: Path, *, durable: bool = True) -> None:
+        """Write what a step folder holds."""
+        save_model(self.model, folder, world=WORLD, config={}, durable=durable)
+        save_training_state(folder, **self.state, info={}, durable=durable)
+
+    def save_plain(self) -> None:
+        """Save without sha256, flushing and manifest."""
+        self.save(self.folder / "plain", durable=False)
+
+    def save_whole(self) -> None:
+        """Save as a run does: hashed, flushed, sealed, renamed."""
+        with self.run.writing(1) as place:
+            self.save(place)
+
+    def copy(self) -> None:
+        """Copy the same files, not flushed."""
+        command = ["cp", "-r", self.folder / "run/step_000001", self.folder / "copy"]
+        subprocess.run(command, check=True)
+
+    def load(self) -> None:
+        """Load all into the model and the optimizer."""
+        load_model(self.model, self.folder / "run/step_000001")
+        load_training_state(self.folder / "run/step_000001", **self.state)
+
+    def save_beside(self, seconds: float) -> tuple[float, float]:
+        """Save while products are computed; return how long the loop was held, and slowed in all."""
+        count = self.compute(until=time.perf_counter() + seconds)
+        begin = time.perf_counter()
+        with self.run.writing(1, background=True) as place:
+            self.save(place)
+        held = time.perf_counter() - begin
+        for _ in range(count):
+            self.matrix @ self.matrix
+            before = time.perf_counter()
+            self.run.poll()
+            held += time.perf_counter() - before
+        slowed = time.perf_counter() - begin - seconds
+        self.run.wait()
+        return held, slowed
+
+    def compute(self, *, until: float) -> int:
+        """Return how many products were computed."""
+        count = 0
+        while time.perf_counter() < until:
+            self.matrix @ self.matrix
+            count += 1
+        return count
 
 
-def save_whole(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Save as a run does: hashed, flushed, sealed, renamed."""
-    run = RunFolder(folder, World())
-    with run.writing(1) as place:
-        save(model, optimizer, place, durable=True)
-    run.close()
-
-
-def seconds(action: Callable[[], None], folder: Path) -> float:
-    """Return how long `action` takes to fill the empty `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
+def seconds(action: Callable[[], object], *emptied: Path) -> float:
+    """Return how long `action` takes, once the disk is at rest."""
+    for folder in emptied:
+        shutil.rmtree(folder, ignore_errors=True)
     os.sync()
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
+
+
+def peak(action: Callable[[], object]) -> float:
+    """Return by how many MB the resident memory rises at most while `action` runs."""
+    if sys.platform != "linux":
+        return float("nan")
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    action()
+    return (_memory("VmHWM") - before) / 1e6
+
+
+def _memory(key: str) -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
+
+
+def measure(bench: Bench) -> dict[str, float]:
+    """Return the seconds of one round."""
+    found = {
+        "whole": seconds(bench.save_whole, bench.folder / "run/step_000001"),
+        "plain": seconds(bench.save_plain, bench.folder / "plain"),
+        "cp": seconds(bench.copy, bench.folder / "copy"),
+        "load": seconds(bench.load),
+    }
+    os.sync()
+    found["held"], found["slowed"] = bench.save_beside(3 * found["whole"])
+    return found
 
 
 def main() -> None:
@@ -69,17 +145,24 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="on the disk to measure")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    model = llama(**SIZES["smollm2_135m"]).bfloat16()
-    optimizer = trained_state(model)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder, ratios = Path(name) / "out", []
+        bench = Bench(Path(name))
+        memory = {"save": peak(bench.save_whole), "load": peak(bench.load)}
+        memory["copies"] = peak(lambda: bench.save_beside(1))
+        rounds = []
         for _ in range(arguments.rounds):
-            plain = seconds(lambda: save(model, optimizer, folder, durable=False), folder)
-            whole = seconds(lambda: save_whole(model, optimizer, folder), folder)
-            ratios.append(whole / plain)
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            print(f"plain {plain:.2f} s, whole {whole:.2f} s, ratio {ratios[-1]:.2f}", flush=True)
-    print(f"{size / 1e9:.2f} GB, median ratio {statistics.median(ratios):.2f}")
+            rounds.append(measure(bench))
+            print(
+                "  ".join(f"{key} {value:.2f} s" for key, value in rounds[-1].items()), flush=True
+            )
+        size = sum(p.stat().st_size for p in (bench.folder / "copy").rglob("*")) / 1e9
+        bench.run.close()
+    middle = {key: statistics.median(it[key] for it in rounds) for key in rounds[0]}
+    print(f"{size:.2f} GB; GB/s: " + ", ".join(f"{k} {size / v:.2f}" for k, v in middle.items()))
+    for over, under in (("whole", "plain"), ("held", "whole"), ("slowed", "whole")):
+        ratio = statistics.median(it[over] / it[under] for it in rounds)
+        print(f"{over} / {under}: {ratio:.2f}")
+    print("memory, MB: " + ", ".join(f"{key} {value:.0f}" for key, value in memory.items()))
 
 
 if __name__ == "__main__":

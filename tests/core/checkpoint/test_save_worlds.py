@@ -20,10 +20,18 @@ from torchtune.distributed import World, fill, gather_full, join_world, part_of
 from torchtune.errors import TuneError
 from torchtune.testing import run_distributed
 
+MEASURED = ("sharded", "two meshes", "columns")
 LAYOUTS = ("sharded", "offloaded", "replicated", "two meshes", "columns", "plain")
 
 
-def cut(layout: str, model: nn.Module) -> nn.Module:
+def layers(count: int, width: int, inner: int) -> nn.Sequential:
+    pairs = (
+        (nn.Linear(width, inner), nn.Linear(inner, width, bias=False)) for _ in range(count // 2)
+    )
+    return nn.Sequential(*(layer for pair in pairs for layer in pair), nn.RMSNorm(3))
+
+
+def cut(layout: str, model: nn.Sequential) -> nn.Module:
     """Return `model` cut over four ranks in one of the ways."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
@@ -38,7 +46,8 @@ def cut(layout: str, model: nn.Module) -> nn.Module:
         return model
     pairs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     if layout == "two meshes":  # placements (_StridedShard(0), Shard(0)), the former uneven
-        plan = {"0": ColwiseParallel(), "1": RowwiseParallel()}
+        kinds = (ColwiseParallel(), RowwiseParallel())
+        plan = {str(number): kinds[number % 2] for number in range(len(model) - 1)}
         return fully_shard(parallelize_module(model, pairs["tensor"], plan), mesh=pairs["data"])
     if layout == "replicated":
         return fully_shard(model, mesh=pairs)
@@ -59,8 +68,7 @@ def cut(layout: str, model: nn.Module) -> nn.Module:
 def make(layout: str, world: World, *, seed: int) -> dict[str, Any]:
     """Build layers and their optimizer, after a step on gradients that follow from the seed."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 6, bias=False), nn.RMSNorm(3))
-    model = cut(layout, model)
+    model = cut(layout, layers(2, 6, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -137,6 +145,24 @@ def fail_on_one_rank(world: World, folder: Path, *, background: bool) -> list[st
     return said
 
 
+def memory(key: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{key}:")[1].split()[0])
+
+
+def measure_loading(layout: str, folder: Path) -> dict[str, float]:
+    """Return what loading 67 MB takes at its peak, and what it should: a share and a tensor."""
+    with torch.device("meta"):
+        model = cut(layout, layers(8, 1025, 2050))
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    model.to_empty(device="cpu")
+    load_model(model, folder)
+    peak = memory("VmHWM") - before
+    share = sum(p.to_local().nbytes for p in model.parameters())
+    return {"peak": peak, "needed": share + max(p.numel() * 4 for p in model.parameters())}
+
+
 def on_each_rank(folder: Path) -> dict[str, Any]:
     """Do all in one launch, as a launch takes seconds."""
     world = join_world("cpu")
@@ -153,6 +179,8 @@ def on_each_rank(folder: Path) -> dict[str, Any]:
                 load(make(layout, world, seed=2), folder / LAYOUTS[0]), whole(run)
             ),
         }
+    if sys.platform == "linux":
+        answers["memory"] = {kind: measure_loading(kind, folder / "large") for kind in MEASURED}
     for background in (False, True):
         place = folder / f"full {background}"
         answers[place.name] = fail_on_one_rank(world, place, background=background)
@@ -163,6 +191,7 @@ def on_each_rank(folder: Path) -> dict[str, Any]:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("worlds")
     save(make("plain", World(), seed=1), folder / "alone")
+    save_model(layers(8, 1025, 2050), folder / "large", world=World(), config={}, durable=False)
     return folder
 
 
@@ -209,3 +238,11 @@ def test_a_full_disk_on_one_rank_is_told_to_all_and_loses_nothing(ranks, folder,
     names = sorted(path.name for path in place.iterdir())
     assert names == [".lock", "latest", "step_000001", "step_000003"]
     assert not damaged_files(place / "step_000001") + damaged_files(place / "step_000003")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("layout", MEASURED)
+def test_loading_takes_the_memory_of_a_share_and_a_tensor_at_most(ranks, layout):
+    for rank in ranks:
+        measured = rank["memory"][layout]
+        assert measured["peak"] < 1.3 * measured["needed"]
