@@ -98,9 +98,12 @@ def _fully_shard(
         fully_shard,
     )
 
+    alone = mesh.size() == 1  # then nothing is added up, and a conversion would only cost
     # Inputs as they come: a table of angles in float32 is no less exact here than on one process.
     policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=compute_dtype,
+        reduce_dtype=None if alone else torch.float32,
+        cast_forward_inputs=False,
     )
     pinned = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     given: Any = {
@@ -113,7 +116,7 @@ def _fully_shard(
         fully_shard(block, reshard_after_forward=reshard, **given)
     fully_shard(model, reshard_after_forward=False, **given)
     for module in model.modules():  # the root's setting does not reach its children
-        if isinstance(module, FSDPModule):
+        if isinstance(module, FSDPModule) and not alone:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     model.register_forward_hook(_reshard_without_backward)
