@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TextIO
 
 from torchtune.data import Tokenizer
+from torchtune.distributed import World, in_turns
 from torchtune.errors import ConfigError
 from torchtune.generation import Sampling, stream
 from torchtune.modules import Decoder
@@ -74,6 +75,7 @@ def answer(
     how: Wanted,
     *,
     batch_tokens: int,
+    world: World,
     terminal: TextIO | None = None,
 ) -> list[str]:
     """Return the model's answers, cut before the first of the texts that end them.
@@ -82,12 +84,13 @@ def answer(
     beginning.
 
     Args:
-        model: In evaluation mode. Where it is sharded every process answers everything: they must
-            take their steps together.
+        model: In evaluation mode.
         tokenizer: The model's.
         prompts: Token ids, at least one each.
         how: What ends an answer, and how it is written.
         batch_tokens: Tokens of a batch at most, prompts and answers, where no prompt alone has more.
+        world: The processes. Those that have the whole model take turns; those that have it together
+            write each answer together. All must call this, and each gets all answers.
         terminal: Where a bar is shown, if it is one.
 
     Raises:
@@ -100,8 +103,10 @@ def answer(
     cut = [list(prompt)[-room:] for prompt in prompts]
     texts = [""] * len(cut)
     with progress_bar(len(cut), "answered", terminal) as bar:
-        for batch in _batches(cut, how.limit, batch_tokens):
-            written = _write(model, tokenizer, [cut[number] for number in batch], how)
+        batches = _batches(cut, how.limit, batch_tokens)
+        prompted = [[cut[number] for number in batch] for batch in batches]
+        made = in_turns(prompted, lambda some: _write(model, tokenizer, some, how), world)
+        for batch, written in zip(batches, made, strict=True):
             for number, tokens in zip(batch, written, strict=True):
                 texts[number] = _until(tokenizer, tokens, how.until)
             bar.update(len(batch))

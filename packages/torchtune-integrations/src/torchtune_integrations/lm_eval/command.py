@@ -1,11 +1,15 @@
 """Evaluate a checkpoint on benchmarks, alone or beside its base."""
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchtune.distributed import World
+
     from torchtune_integrations.lm_eval.tasks import Tasks
 
 __all__ = ["add_arguments", "run"]
@@ -37,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--log-samples", action="store_true", help="write each question and answer there too")
     add("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="auto: the checkpoint's")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    about = "processes that share the questions: a number, gpu or cpu"
+    add("--nproc-per-node", "--nproc_per_node", metavar="N", help=about)
+    add("--shard", action="store_true", help="cut a model over them that one GPU cannot hold")
     add("--batch-tokens", type=int, metavar="N", help="of a forward; 2048 on a CPU, else 16384")
     add("--seed", type=int, default=1234, help="of few-shot examples and drawn answers; 1234")
     add("--confirm-run-unsafe-code", action="store_true", help="let tasks run the model's code")
@@ -48,12 +55,18 @@ def run(args: argparse.Namespace) -> int:
 
     check_installed("tune evaluate")
     _check_numbers(args)
+    if args.nproc_per_node not in (None, "1"):
+        return _launch(args)
     from torchtune.checkpoint import find_checkpoint
+    from torchtune.config import Parallel
+    from torchtune.distributed import join_world
 
     from torchtune_integrations.lm_eval.evaluator import split_names
     from torchtune_integrations.lm_eval.results import compared, comparison, table, write
     from torchtune_integrations.lm_eval.tasks import load_tasks
 
+    parallel = Parallel() if args.shard else Parallel(data_replicate=-1, data_shard=1)
+    world = join_world(args.device, parallel)
     found = find_checkpoint(args.checkpoint, base=args.base, check_base=False)  # the cheap first
     if args.compare:
         find_checkpoint(args.compare, check_base=False)
@@ -63,21 +76,32 @@ def run(args: argparse.Namespace) -> int:
         num_fewshot=args.num_fewshot,
         unsafe=args.confirm_run_unsafe_code,
     )
-    results = _evaluate(args, tasks, args.checkpoint, args.base)
-    written = [write(results, args.output_dir, samples=args.log_samples)]
-    if args.compare:
-        others = _evaluate(args, tasks, args.compare, None)
-        written.append(write(others, args.output_dir, samples=args.log_samples))
-        print(comparison(compared(results, others)))
-    else:
-        print(table(results))
-    _say_next(args, written, str(found.base) if found.is_adapter else "BASE")
+    results, written = [], []
+    for checkpoint, base in [(args.checkpoint, args.base), (args.compare, None)]:
+        if checkpoint:
+            results.append(_evaluate(args, tasks, checkpoint, base, world))
+            if world.is_main:
+                written.append(write(results[-1], args.output_dir, samples=args.log_samples))
+    if world.is_main:
+        print(comparison(compared(*results)) if args.compare else table(results[0]))
+        _say_next(args, written, str(found.base) if found.is_adapter else "BASE")
+    world.close()
     return 0
 
 
-def _evaluate(args: argparse.Namespace, tasks: "Tasks", checkpoint: str, base: str | None) -> Any:
-    from torchtune.distributed import choose_device, device_facts
+def _launch(args: argparse.Namespace) -> int:
+    """Run this command in several processes, each of which finds `args` in its only word."""
+    from torchtune.distributed import launch
 
+    os.environ["DISABLE_MULTIPROC"] = "1"  # the harness must not fork processes that communicate
+    words = json.dumps({**vars(args), "nproc_per_node": None})
+    package = __name__.rpartition(".")[0]
+    return launch(["--nproc-per-node", args.nproc_per_node, "-m", package, words])
+
+
+def _evaluate(
+    args: argparse.Namespace, tasks: "Tasks", checkpoint: str, base: str | None, world: "World"
+) -> Any:
     from torchtune_integrations.lm_eval.evaluation import Settings, evaluate_checkpoint
 
     settings = Settings(
@@ -86,10 +110,11 @@ def _evaluate(args: argparse.Namespace, tasks: "Tasks", checkpoint: str, base: s
         seed=args.seed,
         batch_tokens=args.batch_tokens,
     )
-    device = choose_device(args.device, device_facts())
-    print(f"evaluating {checkpoint} on {', '.join(tasks['tasks'])}", file=sys.stderr)
+    terminal = sys.stderr if world.is_main else None
+    if terminal:
+        print(f"evaluating {checkpoint} on {', '.join(tasks['tasks'])}", file=terminal)
     return evaluate_checkpoint(
-        checkpoint, tasks, settings, base=base, dtype=args.dtype, device=device, terminal=sys.stderr
+        checkpoint, tasks, settings, base=base, dtype=args.dtype, world=world, terminal=terminal
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torchtune.distributed import World
 from torchtune.generation import LoadedCheckpoint, load_checkpoint
 from torchtune.models import auto
 
@@ -79,6 +80,7 @@ def evaluate_checkpoint(
     base: str | Path | None = None,
     dtype: Any = "auto",
     device: torch.device | str = "cpu",
+    world: World | None = None,
     terminal: TextIO | None = sys.stderr,
 ) -> Results:
     """Return the harness's results of a checkpoint, with what its command adds to them.
@@ -90,6 +92,7 @@ def evaluate_checkpoint(
         base: An adapter's base, where it is not where the adapter says.
         dtype: Of weights and computation: ``auto``, ``bf16`` or ``fp32``.
         device: Where it is computed.
+        world: The processes that share the work, each on its own device; each gets all results.
         terminal: Where bars and notes are shown.
     """
     from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
@@ -97,12 +100,14 @@ def evaluate_checkpoint(
     from torchtune_integrations.lm_eval.model import TorchtuneLM
 
     began, tracker = time.time(), GeneralConfigTracker()
-    loaded = load_checkpoint(checkpoint, base=base, dtype=dtype, device=device)
+    world = world or World(device=torch.device(device))
+    loaded = load_checkpoint(checkpoint, base=base, dtype=dtype, world=world)
     lm = TorchtuneLM(
         loaded.model,
         loaded.tokenizer,
         loaded.form,
-        batch_tokens=settings.batch_tokens or default_batch_tokens(torch.device(device)),
+        batch_tokens=settings.batch_tokens or default_batch_tokens(world.device),
+        world=world,
         seed=settings.seed,
         terminal=terminal,
     )

@@ -33,7 +33,7 @@ class TorchtuneLM(TemplateLM):
         tokenizer: The model's.
         form: Its chat template, for tasks that are put as chats.
         batch_tokens: Tokens of a forward at most.
-        world: The processes, where the model is shared by several; all ask the same.
+        world: The processes that share the work; all ask the same, and each gets all answers.
         seed: Of answers that are drawn.
         terminal: Where bars are shown, if it is one.
 
@@ -152,6 +152,7 @@ class TorchtuneLM(TemplateLM):
                 prompts,
                 how,
                 batch_tokens=self.batch_tokens,
+                world=self.world,
                 terminal=self.terminal,
             )
             answers.update(zip(numbers, texts, strict=True))

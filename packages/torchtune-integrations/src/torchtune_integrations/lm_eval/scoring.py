@@ -1,6 +1,7 @@
 """Log-likelihoods of continuations, computed in flat rows that share what texts begin with."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TextIO
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torchtune.distributed import World
 from torchtune.errors import DataError
+from torchtune.losses import VocabularyShard
 from torchtune.modules import Decoder
 from tqdm import tqdm
 
@@ -48,6 +50,24 @@ class Score(NamedTuple):
     greedy: bool
 
 
+class _Whole:
+    """The vocabulary of a model that is not cut."""
+
+    start = 0
+    size = sys.maxsize  # above every id
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return `values`."""
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """Return `values`."""
+        return values
+
+
+WHOLE = _Whole()
+
+
 class _TokenScores:
     """A `loss` for `Decoder.forward` that gives the log-probability of each asked token.
 
@@ -59,8 +79,18 @@ class _TokenScores:
     def __init__(self, rows: Tensor, targets: Tensor) -> None:
         self.rows, self.targets = rows, targets
 
-    def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        """Return the log-probability, and 1 where no token is likelier, fp32 `[n, 2]`."""
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        *,
+        vocabulary: VocabularyShard = WHOLE,
+    ) -> Tensor:
+        """Return the log-probability, and 1 where no token is likelier, fp32 `[n, 2]`.
+
+        `weight` has the rows of `vocabulary`, where several processes hold the output matrix.
+        """
         rows, where = self.rows.unique(return_inverse=True)
         size = max(1, LOGITS_AT_ONCE[hidden.is_cuda] // weight.shape[0])
         found = torch.empty(len(self.rows), 2, device=hidden.device)
@@ -68,9 +98,31 @@ class _TokenScores:
             logits = (hidden[rows[first : first + size]] @ weight.t()).float()
             asked = ((where >= first) & (where < first + size)).nonzero().flatten()
             own, targets = where[asked] - first, self.targets[asked]
-            found[asked, 0] = logits[own, targets] - logits.logsumexp(-1)[own]
-            found[asked, 1] = (logits.argmax(-1)[own] == targets).float()
+            likeliest = _likeliest(logits, vocabulary)[own]
+            found[asked, 0] = _log_probabilities(logits, own, targets, vocabulary)
+            found[asked, 1] = (likeliest == targets).float()
         return found
+
+
+def _log_probabilities(
+    logits: Tensor, rows: Tensor, targets: Tensor, vocabulary: VocabularyShard
+) -> Tensor:
+    """Return that of each of `targets [n]` by the logits in its place of `rows [n]`."""
+    columns = targets - vocabulary.start
+    held = (columns >= 0) & (columns < logits.shape[1])
+    chosen = vocabulary.sum(logits[rows, columns.where(held, 0)] * held)
+    normaliser = logits.logsumexp(-1)
+    highest = vocabulary.max(normaliser)
+    normaliser = highest + vocabulary.sum((normaliser - highest).exp()).log()
+    return chosen - normaliser[rows]
+
+
+def _likeliest(logits: Tensor, vocabulary: VocabularyShard) -> Tensor:
+    """Return the likeliest token's id of each row, the first of several."""
+    ids = logits.argmax(-1)
+    value = logits.gather(1, ids[:, None]).squeeze(1)
+    is_highest = value == vocabulary.max(value)
+    return -vocabulary.max(-(ids + vocabulary.start).where(is_highest, vocabulary.size))
 
 
 def score(
@@ -88,7 +140,7 @@ def score(
     whatever the dtype of the weights.
 
     Args:
-        model: In evaluation mode; sharded or not.
+        model: In evaluation mode; sharded, cut by tensor or neither.
         requests: The same on every process.
         batch_tokens: Tokens of a row at most, where no text alone is longer.
         world: The processes, which share the work; all must call this.
@@ -140,7 +192,7 @@ def _score_row(
             rows += places[-len(continuation) :]
             targets += continuation
     loss = _TokenScores(*torch.tensor([rows, targets], device=device).unbind())
-    found = iter(model(tree, loss=loss, attend=tree.attention()).tolist())
+    found = iter(model(tree.row, loss=loss, attend=tree.attention()).tolist())
     scores = {}
     for number in (number for numbers in asked.values() for number in numbers):
         tokens = list(islice(found, len(requests[number].continuation)))

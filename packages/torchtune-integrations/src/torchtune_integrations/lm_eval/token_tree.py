@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchtune.data import IGNORED, Batch
 from torchtune.modules import Attend, flat_attention
 
 __all__ = ["TokenTree", "TreeAttention", "plant"]
@@ -46,7 +47,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenTree:
-    """A flat row of segments, roots first, as `torchtune.modules.Decoder` takes it.
+    """A flat row of segments, roots first.
 
     Args:
         roots: Segments that begin texts.
@@ -75,14 +76,11 @@ class TokenTree:
         return torch.tensor([place for span in spans for place in span], device=self.device)
 
     @property
-    def labels(self) -> Tensor:
-        """Nothing is trained: a scorer knows its own targets."""
-        return torch.full_like(self.tokens, -100)
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The segments' lengths."""
-        return tuple(len(segment.tokens) for segment in (*self.roots, *self.branches))
+    def row(self) -> Batch:
+        """The row for a forward; nothing in it is trained, as a scorer knows its own targets."""
+        labels = torch.full_like(self.tokens, IGNORED)
+        lengths = tuple(len(segment.tokens) for segment in (*self.roots, *self.branches))
+        return Batch(self.tokens, labels, self.positions, lengths, supervised=0)
 
     def attention(self) -> Attend:
         """Return attention in which each token sees the tokens on its way."""
