@@ -37,7 +37,12 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["run", "echo.py"], ["echo.py"], ["--nnodes", "1", "--nproc_per_node=1", "echo.py"]]
+    "words",
+    [
+        ["run", "echo.py"],
+        ["echo.py", "--nproc_per_node", "1"],
+        ["--nnodes", "1", "--nproc_per_node=1", "echo.py"],
+    ],
 )
 def test_one_process_runs_the_file_here(tune, echo, words):
     done = tune(*words, "--batch-size", "4", "dtype=bf16")
@@ -99,6 +104,11 @@ def test_the_recipes_own_error_is_passed_on_as_it_is(tune, echo):
             ["--nproc", "2", "sft"],
             2,
             "error[E-USAGE]: tune run: unrecognized arguments: --nproc\n  see `tune run --help`\n",
+        ),
+        (
+            ["echo.py", "--nproc-per-node"],
+            2,
+            "error[E-USAGE]: --nproc-per-node needs a number of processes\n  --nproc-per-node 2\n",
         ),
         (
             ["echo.py", "checkpoint=./none"],

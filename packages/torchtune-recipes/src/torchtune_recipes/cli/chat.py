@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer; default 512")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default auto")
     add("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="default auto")
+    add("--nproc-per-node", "--nproc_per_node", help=argparse.SUPPRESS)  # refused with what does
     sampling = parser.add_argument_group("sampling").add_argument
     sampling("--temperature", type=float, default=0.7, metavar="X", help="default 0.7; 0 is greedy")
     sampling("--top-k", type=int, metavar="N", help="draw among so many likeliest tokens")
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Talk until the input ends; return 0."""
     from torchtune.errors import ConfigError
 
+    if args.nproc_per_node not in (None, "1"):
+        do = "answer many prompts with `tune generate --nproc-per-node N --prompts FILE`"
+        raise ConfigError("E-USAGE", "a chat is held by one process", do=do)
     alone = [name for name in ("compare", "host", "port") if vars(args)[name] is not None]
     if alone and not args.ui:
         raise ConfigError("E-USAGE", f"--{alone[0]} is for the web page", do="add --ui")

@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the arguments before torch is loaded, then run the recipe's file."""
     recipe = _module_file(args.recipe) if args.module else catalog.resolve_recipe(args.recipe)
-    words = _with_config_path(args.arguments)
+    words = with_config_path(_take_processes(args))
     if "-h" in words or "--help" in words:
         sys.argv[0] = f"tune run {args.recipe}"
         TuneArgumentParser(read_params(recipe)).parse_args(["--help"])
@@ -151,7 +151,21 @@ def _wrong_product(params: object, processes: int | None) -> list[TuneError]:
     return []
 
 
-def _with_config_path(words: Sequence[str]) -> list[str]:
+def _take_processes(args: argparse.Namespace) -> list[str]:
+    """Take ``--nproc-per-node`` from behind the recipe, where it is typed as well; return the rest."""
+    words, rest = iter(args.arguments), list[str]()
+    for word in words:
+        name, given, value = word.partition("=")
+        if name not in _spellings("nproc-per-node"):
+            rest.append(word)
+        elif not (found := value if given else next(words, "")):
+            raise ConfigError("E-USAGE", f"{name} needs a number of processes", do=f"{name} 2")
+        else:
+            args.nproc_per_node = found
+    return rest
+
+
+def with_config_path(words: Sequence[str]) -> list[str]:
     """Put the path of a shipped config in the place of its name."""
     found = list(words)
     for i, word in enumerate(words):
