@@ -243,11 +243,12 @@ def _meet(device: torch.device, timeout: timedelta | None) -> None:
     if not dist.is_initialized():
         cuda = device.type == "cuda"
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        options: dict[str, Any] = {"timeout": timeout, "device_id": device if cuda else None}
-        dist.init_process_group(backend, **options, **_own_store(timeout))
+        dist.init_process_group(backend, device_id=device if cuda else None, **_own_store())
+    if timeout is not None and dist.group.WORLD is not None:
+        dist.group.WORLD.set_timeout(timeout)  # only now: who never came is not to be waited for
 
 
-def _own_store(timeout: timedelta | None) -> dict[str, Any]:
+def _own_store() -> dict[str, Any]:
     """Return how to meet where torchrun's agent holds the store, which outlives an attempt.
 
     Processes started again would find in it the addresses of those that have died, and wait.
@@ -258,7 +259,7 @@ def _own_store(timeout: timedelta | None) -> dict[str, Any]:
 
     address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    store = TCPStore(address, port, size, is_master=False, timeout=timeout or MEETING_TIME)
+    store = TCPStore(address, port, size, is_master=False, timeout=MEETING_TIME)
     attempt = f"attempt_{_number('TORCHELASTIC_RESTART_COUNT', 0)}"
     return {"store": PrefixStore(attempt, store), "rank": rank, "world_size": size}
 
