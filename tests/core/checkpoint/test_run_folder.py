@@ -263,9 +263,11 @@ def number_in(step):
 def save_forever():
     run = opened()
     for number in itertools.count(number_in(run.resume_from) + 1):
-        with run.writing(number // 2) as folder:  # every step twice: the second replaces the first
+        # every step twice: the second, saved in the background, replaces the first
+        with run.writing(number // 2, background=bool(number % 2)) as folder:
             (folder / "number").write_text(str(number))
             (folder / "bytes").write_bytes(bytes([number % 251]) * 99_000)
+        run.wait()
         told_file.write_text(str(number))
         run.prune(2)
 
