@@ -114,6 +114,30 @@ def test_products_are_not_made_again_but_what_is_cheap_is():
     assert full - none > 5 * narrow
 
 
+def test_compiled_blocks_cannot_keep_products():
+    with pytest.raises(ConfigError, match="hide the operations") as caught:
+        SELECTIVE(training.compile_blocks(small_model()))
+    assert caught.value.code == "E-COMPILED"
+
+
+def compiled(adapter):
+    """Run compiled and not; return both, and how many graphs the two blocks took."""
+    from torch._dynamo.utils import counters
+
+    world = join_world("cpu")
+    change = lambda model: training.checkpoint_activations(training.compile_blocks(model))  # noqa: E731
+    runs = [run(world, change=how, adapter=adapter, steps=3)[:2] for how in (None, change)]
+    return *runs, counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_equal_blocks_share_their_graphs_when_sharded_and_recomputed(adapter):
+    plain, changed, graphs = run_distributed(compiled, 2, adapter, timeout=900)[0]
+    assert_close(changed, plain)
+    assert 0 < graphs <= 6  # before, in and after attention, for a first length and for any
+
+
 def test_a_step_in_backward_is_the_plain_step_to_the_bit():
     plain, inside = run(), run(update=training.StepInBackward)
     assert inside[0] == plain[0]

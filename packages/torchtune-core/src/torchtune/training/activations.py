@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from torchtune.errors import MissingError
+from torchtune.errors import ConfigError, MissingError
 
 __all__ = ["checkpoint_activations", "compile_blocks", "keep_products", "offload_activations"]
 
@@ -44,13 +44,24 @@ def checkpoint_activations(model: Model, *, keep: Keep | None = None) -> Model:
     Args:
         model: Changed in place and returned.
         keep: Of which operations of torch.ops.aten the results are kept all the same, such as
-            `keep_products`; None keeps none. Not together with `compile_blocks`, which hides them.
+            `keep_products`; None keeps none.
+
+    Raises:
+        ConfigError: E-COMPILED: there is `keep`, and `compile_blocks` has hidden the operations.
     """
+    if keep is not None and any(hasattr(block.forward, COMPILED) for block in model.blocks):
+        raise ConfigError(
+            "E-COMPILED", "compiled blocks hide the operations whose results are to be kept",
+            where="activation_checkpointing_mode", do="set compile=false, or recompute all",
+        )  # fmt: skip
     again: dict[str, Any] = {} if keep is None else {"context_fn": partial(_contexts, keep)}
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **again)
     return model
 
+
+COMPILED = "_torchdynamo_orig_callable"
+"""What torch.compile leaves on a function."""
 
 PRODUCTS = {"aten::mm", "aten::addmm"}
 ATTENTION = {
