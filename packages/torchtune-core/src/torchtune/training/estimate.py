@@ -63,7 +63,7 @@ def estimate_memory(
     processes: int = 1,
     device: str = "cuda",
 ) -> MemoryEstimate:
-    """Run two optimizer steps of `recipe` on weights without values and count what they hold.
+    """Run an optimizer step of `recipe` on weights without values and count what it holds.
 
     The recipe's own code makes the model and the optimizer, in a world whose other processes do
     not exist; the step is `train_step`, in which every token is supervised. Compiled blocks are
@@ -90,14 +90,14 @@ def estimate_memory(
         fake_weights(),
         LiveMemory() as memory,
     ):
-        _take_two_steps(recipe(params), params, batches, world, memory, device)
+        _take_step(recipe(params), params, batches, world, memory, device)
     on_host = _on_host(params, device)
     most = memory.most()
     most["host"] += sum(most[part] for part in on_host)
     return MemoryEstimate(memory.peak(without={"host", *on_host}), most)
 
 
-def _take_two_steps(
+def _take_step(
     recipe: Any,
     params: Any,
     batches: Sequence[Batch],
@@ -113,10 +113,20 @@ def _take_two_steps(
     update = recipe._setup_update() if hasattr(recipe, "_setup_update") else None
     loss = build("loss", getattr(params, "loss", "linear_cross_entropy"))
     norm = getattr(params, "clip_grad_norm", None)
-    for _ in range(2):  # the optimizer's states are there from the second on
-        train_step(
-            recipe.model, recipe.optimizer, batches, world, loss=loss, max_norm=norm, update=update
-        )
+    _make_states(recipe.optimizer)
+    memory.start()
+    train_step(
+        recipe.model, recipe.optimizer, batches, world, loss=loss, max_norm=norm, update=update
+    )
+
+
+def _make_states(optimizer: Optimizer) -> None:
+    """Let the optimizer make its states, as a run's first step does: the second one is fuller."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _on_host(params: Any, device: str) -> set[str]:

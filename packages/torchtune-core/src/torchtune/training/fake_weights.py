@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["fake_weights", "wraps_others"]
+__all__ = ["ASKS_DEVICE", "fake_weights", "wraps_others"]
+
+ASKS_DEVICE = torch.ops.prim.device.default
+"""Where a tensor lies, which code asks more often than it computes."""
 
 _ATEN = torch.ops.aten
 _UNFILLED = {
@@ -56,6 +59,8 @@ class _FakeWeights(TorchDispatchMode):
         from torch._subclasses.fake_tensor import FakeTensor
 
         kwargs = kwargs or {}
+        if func is ASKS_DEVICE:
+            return func(*args, **kwargs)
         if wraps_others(types):
             return NotImplemented
         if func is _ATEN._local_scalar_dense.default and isinstance(args[0], FakeTensor):

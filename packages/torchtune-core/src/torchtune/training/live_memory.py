@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchtune.distributed import local_part
-from torchtune.training.fake_weights import wraps_others
+from torchtune.training.fake_weights import ASKS_DEVICE, wraps_others
 
 __all__ = ["PARTS", "LiveMemory"]
 
@@ -56,7 +56,7 @@ class LiveMemory(TorchDispatchMode):
         self._phase = "activations"
         self._held: list[_Held] = []
         self._alive: dict[int, _Held] = {}
-        self._clock = 0
+        self._clock = self._start = 0
 
     def __enter__(self) -> "LiveMemory":
         """Begin to count."""
@@ -75,13 +75,17 @@ class LiveMemory(TorchDispatchMode):
         for handle in self._undo:
             handle.remove()
 
+    def start(self) -> None:
+        """Ask from now on for the fullest moment; what is alive now counts, what came before does not."""
+        self._start = self._clock
+
     def peak(self, *, without: Collection[str] = ()) -> dict[str, int]:
         """Return the bytes of each part at the moment when all together were the most.
 
         Args:
             without: Parts that lie in another memory and are not asked for.
         """
-        kept = [held for held in self._held if held.part not in without]
+        kept = [h for h in self._held if h.part not in without and h.died > self._start]
         changes = sorted(change for held in kept for change in held.changes)
         totals = list(accumulate(change for _, change in changes))
         fullest = changes[totals.index(max(totals))][0] if changes else 0
@@ -95,7 +99,8 @@ class LiveMemory(TorchDispatchMode):
         """Return the bytes of each part when that part was the most."""
         found = {}
         for part in (*PARTS, "host"):
-            changes = sorted(c for held in self._held if held.part == part for c in held.changes)
+            held = [h for h in self._held if h.part == part and h.died > self._start]
+            changes = sorted(change for h in held for change in h.changes)
             found[part] = max(accumulate(change for _, change in changes), default=0)
         return found
 
@@ -145,9 +150,11 @@ class LiveMemory(TorchDispatchMode):
         """Run the operation and count what it made."""
         from torch._guards import detect_fake_mode
 
+        kwargs = kwargs or {}
+        if func is ASKS_DEVICE:
+            return func(*args, **kwargs)
         if wraps_others(types):
             return NotImplemented
-        kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if detect_fake_mode() is not None:  # DTensor asks what shape a result has: nothing is made
             return result

@@ -1,0 +1,90 @@
+"""Settings of a recipe that need less memory, each with its price."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["MemoryChange", "memory_changes"]
+
+
+@dataclass(frozen=True)
+class MemoryChange:
+    """Keys of a recipe with other values, which need less memory.
+
+    Args:
+        values: The keys and their new values.
+        costs: What is paid for it, in a few words.
+        same_result: Whether the trained weights are the same, up to rounding.
+    """
+
+    values: dict[str, Any]
+    costs: str
+    same_result: bool
+
+    @property
+    def overrides(self) -> str:
+        """The change as words to paste behind a command."""
+        return " ".join(f"{key}={_word(value)}" for key, value in self.values.items())
+
+
+def memory_changes(params: Any, *, on_gpu: bool, row_tokens: int) -> list[MemoryChange]:
+    """Return the changes that `params`, a dataclass, has keys for and has not made yet.
+
+    Args:
+        params: Whose keys are asked.
+        on_gpu: Whether the host's memory is another one, that things can be moved to.
+        row_tokens: Tokens of the longest row.
+    """
+    known = {field.name for field in fields(params)}
+    found = [*_same_results(params), *(_to_host(params) if on_gpu else ()), *_others(params)]
+    if row_tokens > 256:
+        shorter = {"max_seq_len": row_tokens // 2}
+        found.append(MemoryChange(shorter, "longer rows are cut", same_result=False))
+    return [change for change in found if known.issuperset(change.values)]
+
+
+def _same_results(params: Any) -> Iterator[MemoryChange]:
+    rows, micro_batches = (
+        _value(params, "batch_size"),
+        _value(params, "gradient_accumulation_steps"),
+    )
+    if not _value(params, "enable_activation_checkpointing"):
+        costs = "forward is computed twice: about a third more time"
+        yield MemoryChange({"enable_activation_checkpointing": True}, costs, True)
+    elif _value(params, "activation_checkpointing_mode") == "selective":
+        yield MemoryChange(
+            {"activation_checkpointing_mode": "full"}, "up to a third more time", True
+        )
+    if (rows or 1) > 1:
+        fewer = {"batch_size": 1, "gradient_accumulation_steps": rows * (micro_batches or 1)}
+        yield MemoryChange(fewer, "smaller micro-batches: slower on a GPU", True)
+    if not _value(params, "optimizer_in_bwd"):
+        yield MemoryChange({"optimizer_in_bwd": True}, "no clipping and no accumulation", True)
+
+
+def _to_host(params: Any) -> Iterator[MemoryChange]:
+    if not _value(params, "enable_activation_offloading"):
+        both = {"enable_activation_checkpointing": True, "enable_activation_offloading": True}
+        yield MemoryChange(both, "copies to the host and back", True)
+    if not _value(params, "fsdp_cpu_offload"):
+        costs = "weights, gradients and optimizer in the host's memory: several times slower"
+        yield MemoryChange({"fsdp_cpu_offload": True}, costs, True)
+
+
+def _others(params: Any) -> Iterator[MemoryChange]:
+    if _value(params, "dtype") == "fp32":
+        yield MemoryChange({"dtype": "bf16"}, "rounded weights", False)
+    if _value(params, "master_weights"):
+        costs = "small learning rates are rounded away"
+        yield MemoryChange({"master_weights": False}, costs, False)
+    if _value(params, "peft") is None:
+        unneeded = {"master_weights": False} if _value(params, "master_weights") else {}
+        yield MemoryChange({"peft": "lora", **unneeded}, "an adapter is trained instead", False)
+
+
+def _value(params: Any, key: str) -> Any:
+    return getattr(params, key, None)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
