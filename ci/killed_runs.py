@@ -104,7 +104,7 @@ class Attempt:
 
     def __init__(self, plan: Plan, form: str, output: Path) -> None:
         self.log = output.with_suffix(".log")
-        self.started = time.monotonic()
+        self.started, self.born = time.monotonic(), time.time()
         words, processes = plan.command(form, output), FORMS[form][0]
         if plan.cold:
             launch = ["--nproc_per_node", str(processes)] if processes > 1 else []
@@ -276,24 +276,33 @@ def _judge(attempt: Attempt, output: Path, whole: Whole, outcome: Outcome) -> No
 def _lives_until(
     attempt: Attempt, output: Path, whole: Whole, step: float, chance: random.Random
 ) -> bool:
-    """Wait until the run is at about `step`; False where it ended before.
+    """Wait until the run is in `step`; False where it ended before.
 
     Now and then the moment comes before the first step, and half of the others in a save.
     """
-    training = (whole.seconds - whole.setup_seconds) / STEPS * max(0, step - _step(output))
     starting = chance.random() < whole.setup_seconds / whole.seconds
     in_save = not starting and chance.random() < 0.5
-    moment = chance.random() * whole.setup_seconds if starting else whole.setup_seconds + training
-    offset = chance.random() * whole.save_seconds
-    started = attempt.started
+    longest = whole.save_seconds if in_save else (whole.seconds - whole.setup_seconds) / STEPS
+    offset = chance.random() * (whole.setup_seconds if starting else longest)
+    reached = attempt.started if starting else None
     while not attempt.ended():
-        past = time.monotonic() - started
-        if past >= moment and not in_save:
+        if reached is None and _logged(output, attempt) >= int(step):
+            reached = time.monotonic() if not in_save or _half_written(output) else None
+        if reached is not None and time.monotonic() - reached >= offset:
             return True
-        if past >= moment and _half_written(output):
-            started, moment, in_save = time.monotonic(), offset, False
         time.sleep(0.0005)
     return False
+
+
+def _logged(output: Path, attempt: Attempt) -> int:
+    """Return how many steps the run has logged; -1 before the attempt has touched the file."""
+    path = output / "metrics.jsonl"
+    try:
+        if path.stat().st_mtime < attempt.born:
+            return -1  # there are lines in it that the run will cut
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return -1
 
 
 def _kill(attempt: Attempt, output: Path, outcome: Outcome) -> None:
