@@ -186,3 +186,27 @@ def test_a_module_runs_as_python_m_would(tune, tmp_path, echo):
     done = tune("run", "-m", "nowhere", "batch_size=4")
     assert done.returncode == 2
     assert done.stderr.startswith("error[E-RECIPE-FILE]: there is no module 'nowhere'")
+
+
+@pytest.mark.parametrize(
+    ("launch", "processes"),
+    [([], 1), (["--nproc_per_node", "4"], 4), (["--nnodes", "2", "--nproc-per-node=5"], 10)],
+)
+def test_another_product_of_parallel_is_refused_before_anything_starts(
+    tune, tmp_path, echo, launch, processes
+):
+    section = "parallel: Parallel = field(default_factory=Parallel)"
+    text = RECIPE.format(
+        imports="from dataclasses import field\nfrom torchtune.config import Parallel"
+    )
+    (tmp_path / "here/echo.py").write_text(
+        text.replace("fail: bool = False", f"{section}\n    fail: bool = False")
+    )
+    done = tune("run", *launch, "echo.py", "parallel.tensor=3")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, where, do = done.stderr.splitlines()
+    assert (
+        first
+        == f"error[E-PARALLEL]: tensor 3 needs a multiple of 3 processes; there are {processes}"
+    )
+    assert where == "  at parallel.tensor, command line" and "parallel.tensor=1" in do
