@@ -145,8 +145,11 @@ def _last_whole(folder: Path) -> Path | None:
 
 
 def warn(text: str) -> None:
-    """Print a warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    """Print a warning on stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {text}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _named_step(path: Path) -> Path:
