@@ -7,7 +7,8 @@
 in turns, and prints the median ratio of the times of two neighbouring steps: what the wrapping costs
 where it gains nothing. `scaling` takes the same step on one process and on two that share the model,
 one thread each, in turns, and prints how many times the tokens a second two have. Weights are
-random and in bf16; a step has --tokens supervised tokens a process, clipping and AdamW.
+random and in bf16; a step has --tokens supervised tokens a process, clipping and AdamW. What sharding
+costs goes by the parameters and not by the tokens, so its share falls as a step grows.
 """
 
 import argparse
@@ -101,8 +102,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--size", default="smollm2_135m", choices=[*SIZES])
     parser.add_argument("--layers", type=int, help="fewer than the size has, to try this script")
-    parser.add_argument("--tokens", type=int, default=1024, help="a multiple of 512")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--tokens", type=int, default=4096, help="a multiple of 512")
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     sizes = dict(SIZES[args.size])
     sizes["num_layers"] = args.layers or sizes["num_layers"]
