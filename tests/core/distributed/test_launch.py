@@ -9,9 +9,10 @@ import time
 import pytest
 
 SCRIPT = """
-import os, sys, time
+import hashlib, os, sys, time
 from pathlib import Path
 from torchtune.distributed import join_world
+from torchtune.distributed.launcher_watch import launch_names
 from torchtune.errors import DataError, Interrupted, report_errors
 from torchtune.training import StopSignal
 
@@ -20,17 +21,38 @@ def fail(world, kind):
         raise DataError("E-ROW", "bad row", where="f.jsonl:3")
     if world.rank == 1 and kind == "bug":
         raise RuntimeError("nobody thought of this")
-    if world.rank == 1 and kind == "killed":
+    if world.rank == 1 and (kind == "killed" or kind == "once killed" and attempt == 0):
         os.kill(os.getpid(), 9)
+    if world.rank == 1 and kind == "hanging":
+        world.note_step(3)
+        wait_for_ever()  # here
+    if kind == "none":
+        if world.rank == 1:
+            hash_for(5)  # longer than a process may hang
+        world.barrier()
+
+def wait_for_ever():
+    time.sleep(10_000)
+
+def hash_for(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        hashlib.sha256(bytes(10_000_000))
+
+def tell_names(world, folder):
+    (folder / f"{world.rank}.names.{attempt}").write_text(" ".join(launch_names(world)))
+
+attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 def run(kind, folder):
     stop = StopSignal()
-    world = join_world("cpu")
+    world = join_world("cpu", timeout_minutes=0.05 if kind in ("hanging", "none") else None)
+    tell_names(world, folder)
     (folder / f"{world.rank}.pid").write_text(str(os.getpid()))
     if kind == "wait":
         while not world.any(stop.requested):
             time.sleep(0.05)
-        time.sleep(0.3 + world.rank)  # saving
+        time.sleep(float(sys.argv[3]) + world.rank)  # saving
         (folder / f"{world.rank}.saved").touch()
         raise Interrupted("E-STOPPED", "saved step 3", do="resume with auto")
     fail(world, kind)
@@ -44,21 +66,13 @@ with report_errors():
 LAUNCH = "import sys; from torchtune.distributed import launch; sys.exit(launch(sys.argv[1:]))"
 
 
-def start(folder, kind):
+def start(folder, kind, *options, saving=0.3):
     """Launch two processes of the script."""
     folder.mkdir()
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-c",
-        LAUNCH,
-        "--nproc-per-node",
-        "2",
-        str(script),
-        kind,
-        str(folder),
-    ]
+    words = ["--nproc-per-node", "2", *options, str(script), kind, str(folder), str(saving)]
+    command = [sys.executable, "-c", LAUNCH, *words]
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -67,12 +81,15 @@ def start(folder, kind):
 def launched(tmp_path_factory):
     """Start all that need no signal at the same time; return exit code, stderr and folder."""
     folder = tmp_path_factory.mktemp("launch")
-    running = {kind: start(folder / kind, kind) for kind in ("none", "data", "bug", "killed")}
-    errors = {kind: process.communicate(timeout=120)[1] for kind, process in running.items()}
+    plain = ("none", "bug", "killed", "hanging")
+    running = {kind: start(folder / kind, kind) for kind in plain}
+    for kind in ("data", "once killed"):
+        running[kind] = start(folder / kind, kind, "--max-restarts", "2")
+    errors = {kind: process.communicate(timeout=300)[1] for kind, process in running.items()}
     return {kind: (running[kind].returncode, errors[kind], folder / kind) for kind in running}
 
 
-def test_the_processes_meet_share_the_cores_and_are_quiet(launched):
+def test_the_processes_meet_share_the_cores_are_quiet_and_may_work_long(launched):
     code, error, folder = launched["none"]
     threads = max(1, len(os.sched_getaffinity(0)) // 2) if sys.platform == "linux" else 1
     assert (code, error) == (0, "")
@@ -98,9 +115,79 @@ def test_a_killed_process_is_named_and_its_peers_errors_are_not_shown(launched):
     assert "Traceback" not in error
 
 
+def attempts(folder, rank=0):
+    return sorted(path.suffix for path in folder.glob(f"{rank}.names.*"))
+
+
+def test_after_a_death_all_start_again_and_know_that_it_is_the_same_launch(launched):
+    code, error, folder = launched["once killed"]
+    assert code == 0
+    assert error == (
+        "warning: error[E-WORKER]: the process of rank 1 got SIGKILL\n"
+        "  all processes start again, restart 1 of 2\n"
+    )
+    assert attempts(folder) == [".0", ".1"]
+    names = {path.read_text() for path in folder.glob("*.names.*")}
+    assert len(names) == 1
+    assert names != {path.read_text() for path in launched["none"][2].glob("*.names.*")}
+
+
+def test_a_users_error_starts_nothing_again(launched):
+    assert attempts(launched["data"][2]) == [".0"]
+
+
+def test_a_rank_that_hangs_is_named_with_its_step_and_its_line(launched):
+    code, error, folder = launched["hanging"]
+    lines = (folder / "script.py").read_text().splitlines()
+    sleeping = lines.index("    time.sleep(10_000)") + 1
+    called = next(number for number, line in enumerate(lines, 1) if line.endswith("# here"))
+    first, second, _ = error.splitlines()
+    assert code == 1
+    assert first.startswith("error[E-HANG]: rank 1 (")
+    assert first.endswith("has not moved for 3 seconds, in step 3")
+    place = f"  at {folder}/script.py:{sleeping} in wait_for_ever (from script.py:{called}, "
+    assert second.startswith(place)
+
+
+LAST_LINES = """
+import os, sys
+from torchtune.distributed.launcher_watch import leave_at_once_when_done, work_is_done
+from torchtune.errors import DataError, report_errors
+
+def main(kind):
+    work_is_done()
+    if kind == "exit": sys.exit(3)
+    if kind == "bug": raise RuntimeError("too late")
+    if kind == "data": raise DataError("E-ROW", "too late")
+
+leave_at_once_when_done()
+for kind in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        break
+    print(kind, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+with report_errors():
+    main(kind)
+try:
+    sys.exit(9)
+except SystemExit:
+    pass
+if kind == "late": raise SystemExit(5)
+"""
+
+
+def test_an_exit_code_given_after_all_is_done_is_the_processs():
+    expected = {"done": 0, "exit": 3, "bug": 1, "data": 4, "late": 5}
+    command = [sys.executable, "-c", LAST_LINES, *expected]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == [str(word) for pair in expected.items() for word in pair]
+    assert done.stderr.count("too late") == 2
+
+
 def wait_for(condition):
-    """Wait until `condition` holds; fail after a minute."""
-    deadline = time.monotonic() + 60
+    """Wait until `condition` holds; fail after two minutes."""
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -134,6 +221,28 @@ def test_an_interrupted_run_is_saved_by_all_and_ends_with_75(tmp_path, number):
     assert launcher.returncode == 75
     assert error == "error[E-STOPPED]: saved step 3\n  resume with auto\n"
     assert len(list((tmp_path / "run").glob("*.saved"))) == 2
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path):
+    launcher = start(tmp_path / "run", "wait", saving=1000)
+    numbers = workers(tmp_path / "run")
+    launcher.send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert all(map(is_alive, numbers))
+    launcher.send_signal(signal.SIGINT)
+    assert (launcher.communicate(timeout=20)[1], launcher.returncode) == ("", 128 + signal.SIGTERM)
+    assert not any(map(is_alive, numbers))
+
+
+@pytest.mark.slow  # torchrun leaves a frozen process 30 seconds
+def test_a_frozen_rank_is_named_by_another(tmp_path):
+    launcher = start(tmp_path / "run", "hanging")
+    frozen = workers(tmp_path / "run")[1]
+    os.kill(frozen, signal.SIGSTOP)
+    error = launcher.communicate(timeout=90)[1]
+    assert launcher.returncode == 1
+    assert error.startswith("error[E-HANG]: rank 1")
+    assert "has given no sign of life for 3 seconds" in error
 
 
 def test_workers_end_when_their_launcher_is_killed(tmp_path):
