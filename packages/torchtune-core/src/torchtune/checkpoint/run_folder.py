@@ -115,9 +115,12 @@ class RunFolder:
         self._advance(wait=not background)
 
     def poll(self) -> bool:
-        """Go on with a save in the background as far as all ranks have come; say if none is left.
+        """Go on with a save in the background as far as all ranks have come.
 
         All ranks call this together, such as after each step. Without such a save it costs nothing.
+
+        Returns:
+            Whether no save is left under way.
 
         Raises:
             TuneError: The save failed on some rank; raised on every rank.

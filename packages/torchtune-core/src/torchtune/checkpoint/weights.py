@@ -72,7 +72,12 @@ class Weights(Mapping[str, Tensor]):
         return tuple(max(bounds) for bounds in zip(*ends, strict=True))
 
     def same(self, one: str, other: str) -> bool:
-        """Say whether two whole tensors are equal to the bit, holding little of them in memory."""
+        """Say whether two tensors are equal to the bit, holding 1 MiB of each in memory.
+
+        Args:
+            one: The name of a tensor that lies whole in a file.
+            other: That of another.
+        """
         (a,), (b,) = self._pieces(one), self._pieces(other)
         if (a.dtype, a.sizes) != (b.dtype, b.sizes):
             return False
@@ -90,7 +95,8 @@ class Weights(Mapping[str, Tensor]):
 
         Args:
             name: Any that is in the files.
-            target: Plain or distributed, of any dtype; holds memory.
+            target: Of the whole shape that the files have; plain or distributed, of any dtype;
+                holds memory.
 
         Raises:
             MissingError: A file is cut short, or the files hold only parts of the tensor.

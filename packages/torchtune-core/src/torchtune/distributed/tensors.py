@@ -117,6 +117,10 @@ def is_first_copy(tensor: Tensor, world: "World") -> bool:
     """Say whether, of all processes that hold the same part of `tensor`, this is the first.
 
     Of a plain tensor every process holds the whole, and the main one is the first.
+
+    Args:
+        tensor: Of any shape; plain or distributed.
+        world: The processes.
     """
     if not is_distributed(tensor):
         return world.is_main
