@@ -10,7 +10,6 @@ import pytest
 import torch
 from torchtune import training
 from torchtune.config import Component
-from torchtune.errors import TuneError
 from torchtune.models.llama import llama
 from torchtune.peft import lora
 from torchtune.training import Progress, StepMetrics
@@ -143,37 +142,6 @@ def test_the_record_holds_versions_and_digests(tmp_path):
     assert record["base"] == {"path": "./base", "sha256": "ab"}
     assert record["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (tmp_path / "config.yaml").read_text().startswith("checkpoint: ./base\ndataset:\n")
-
-
-def test_weights_gradients_and_states_are_counted_to_the_byte():
-    model = llama(**TINY).to(torch.bfloat16)
-    model.model.embed_tokens.weight.requires_grad = False
-    frozen = model.model.embed_tokens.weight.numel()
-    count = sum(p.numel() for p in model.parameters())
-    plan = training.plan_memory(model, tokens=100)
-    assert (plan.parameters, plan.trained) == (count, count - frozen)
-    assert plan.weights == 2 * count
-    assert (plan.gradients, plan.optimizer) == (2 * (count - frozen), 4 * (count - frozen))
-    assert training.plan_memory(model, tokens=100, recompute=True).activations < plan.activations
-
-
-@pytest.mark.parametrize(
-    "text", ["CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory: 5"]
-)
-def test_running_out_of_memory_says_what_took_it_and_what_helps(text):
-    plan = training.plan_memory(llama(**TINY), tokens=10**6)
-    with (
-        pytest.raises(TuneError, match="activations") as caught,
-        training.explain_out_of_memory(plan),
-    ):
-        raise RuntimeError(text)
-    assert caught.value.do.startswith("try, in this order: enable_activation_checkpointing")
-
-
-def test_other_errors_pass_through():
-    plan = training.plan_memory(llama(**TINY), tokens=10)
-    with pytest.raises(RuntimeError, match="shape"), training.explain_out_of_memory(plan):
-        raise RuntimeError("shape mismatch")
 
 
 def test_a_signal_is_remembered_and_handlers_are_put_back():

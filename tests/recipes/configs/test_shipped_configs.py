@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torchtune.config import validate
+from torchtune.config import TuneArgumentParser, read_params, validate
+from torchtune.distributed import World, master_weights
 from torchtune.models import llama
 from torchtune.peft import lora
 from torchtune.testing import check_config
@@ -65,23 +66,20 @@ def test_a_config_reads_the_folder_that_its_header_downloads_to(config):
 @each_config
 def test_a_header_says_the_memory_that_is_computed(config):
     said, processes = TITLE.search(config.about).groups()
-    computed = memory(yaml.safe_load(config.path.read_text()), int(processes or 1))
+    computed = memory(config, int(processes or 1))
     assert float(said) == pytest.approx(computed / 2**30, rel=0.02, abs=0.5)
 
 
-def memory(keys, processes):
-    """Return the bytes on one process: weights, gradients, AdamW and one micro-batch."""
+def memory(config, processes):
+    """Return the bytes on one GPU of so many, by the plan that a run prints."""
+    recipe = read_params(catalog.resolve_recipe(config.recipe))
+    params = TuneArgumentParser(recipe).parse_args(["--config", str(config.path)])
     with torch.device("meta"):
-        model = llama.llama(**llama.SIZES[BY_HUB_NAME[Path(keys["checkpoint"]).name]])
+        model = llama.llama(**llama.SIZES[BY_HUB_NAME[Path(params.checkpoint).name]])
         model = model.to(torch.bfloat16)
-        if "peft" in keys:
-            model = lora(model, rank=keys["peft"]["rank"])
-    plan = plan_memory(
-        model,
-        tokens=keys["batch_size"] * keys["max_seq_len"],
-        processes=processes,
-        recompute=keys.get("enable_activation_checkpointing", False),
-    )
-    # Master weights are fp32, and with them gradients and means: twice what plan_memory counts.
-    states = plan.weights + plan.gradients + plan.optimizer
-    return states * (2 if keys.get("master_weights") else 1) + plan.activations
+        if params.peft:
+            model = lora(model, rank=params.peft["rank"])
+    if params.master_weights:
+        model = master_weights(model)
+    world = World(size=processes, device=torch.device("cuda"))
+    return plan_memory(model, params, row_tokens=params.max_seq_len, world=world).total
