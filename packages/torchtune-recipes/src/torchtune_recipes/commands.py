@@ -20,7 +20,7 @@ __all__ = ["JOURNEY", "Command", "command_parser", "commands", "find_command", "
 
 JOURNEY = {
     "find and fetch a model": ("ls", "cat", "download", "inspect"),
-    "check before you train": ("data check", "validate", "doctor"),
+    "check before you train": ("data check", "validate", "estimate", "doctor"),
     "make it yours": ("cp", "diff", "schema"),
     "train": ("run",),
     "look at the result": ("chat", "evaluate"),

@@ -1,0 +1,208 @@
+"""Memory: counted before a run against what torch's profiler measures, and explained when it is out."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torchtune import training
+from torchtune.data import Batch
+from torchtune.distributed import World, fake_world, master_weights, shard
+from torchtune.errors import TuneError
+from torchtune.losses import LinearCrossEntropy
+from torchtune.models.llama import llama
+from torchtune.modules.kernels import as_if_on
+from torchtune.peft import lora
+from torchtune.testing import run_distributed
+
+SIZE = dict(vocab_size=2048, num_layers=4, num_heads=4, num_kv_heads=2, embed_dim=128,
+            intermediate_dim=384, max_seq_len=512, tied=True)  # fmt: skip
+ROWS, ROW = 4, 64
+
+
+@dataclass(frozen=True)
+class Params:
+    dtype: str = "bf16"
+    master_weights: bool = False
+    peft: Any = None
+    enable_activation_checkpointing: bool = False
+    batch_size: int = ROWS
+    gradient_accumulation_steps: int = 1
+    optimizer_in_bwd: bool = False
+
+
+class Recipe:
+    """What of a recipe an estimate runs."""
+
+    def __init__(self, params):
+        self.params = params
+
+    def _setup_model(self):
+        p = self.params
+        with torch.device("meta"):
+            model = llama(**SIZE)
+            model = lora(model, rank=4) if p.peft else model
+        model = model.to({"bf16": torch.bfloat16, "fp32": torch.float32}[p.dtype])
+        model = master_weights(model) if p.master_weights else model
+        if p.enable_activation_checkpointing:
+            model = training.checkpoint_activations(model)
+        compute = torch.bfloat16 if p.master_weights else None
+        return shard(model, self.world, compute_dtype=compute).to_empty(device="cpu")
+
+    def _setup_optimizer(self):
+        return training.adamw([p for p in self.model.parameters() if p.requires_grad])
+
+    def _setup_update(self):
+        early, dtype = self.params.optimizer_in_bwd, torch.bfloat16
+        return training.build_update(self.optimizer, self.world, dtype, in_backward=early)
+
+
+def batch():
+    tokens = torch.arange(ROWS * ROW) % SIZE["vocab_size"]
+    positions = torch.arange(ROW).repeat(ROWS)
+    return Batch(tokens, tokens.clone(), positions, (ROW,) * ROWS, len(tokens), ("row",) * ROWS)
+
+
+def measured(params, world=None):
+    """Return the most bytes of live storages in two steps, by torch.profiler's memory events."""
+    recipe = Recipe(params)
+    recipe.world = world or World()
+    recipe.model = recipe._setup_model()
+    training.init_weights(recipe.model, seed=0)
+    recipe.optimizer = recipe._setup_optimizer()
+    update = recipe._setup_update()
+    batches = [batch()] * params.gradient_accumulation_steps
+    parameters = list(recipe.model.parameters())
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+    now = sum(p.numel() * p.element_size() for p in local)
+    now += sum(x.nbytes for x in (batches[0].tokens, batches[0].labels, batches[0].positions))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        for _ in range(2):
+            training.train_step(recipe.model, recipe.optimizer, batches, recipe.world,
+                                loss=LinearCrossEntropy(), update=update)  # fmt: skip
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    most = now
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def estimated(params, **more):
+    return training.estimate_memory(Recipe, params, rows=ROWS, row_tokens=ROW, **more)
+
+
+FP32, BF16, MASTER = Params(dtype="fp32"), Params(), Params(master_weights=True)
+LORA = Params(peft="lora")
+AGAIN = dict(enable_activation_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        FP32,
+        replace(MASTER, **AGAIN),
+        LORA,
+        pytest.param(MASTER, marks=pytest.mark.slow),
+        pytest.param(BF16, marks=pytest.mark.slow),
+        pytest.param(replace(FP32, **AGAIN), marks=pytest.mark.slow),
+        pytest.param(replace(BF16, **AGAIN), marks=pytest.mark.slow),
+        pytest.param(replace(LORA, **AGAIN), marks=pytest.mark.slow),
+        pytest.param(replace(MASTER, gradient_accumulation_steps=3), marks=pytest.mark.slow),
+        pytest.param(replace(BF16, optimizer_in_bwd=True), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
+def test_the_estimate_is_what_the_profiler_measures(params):
+    expected = measured(params)
+    found = estimated(params, device="cpu").peak_bytes
+    assert found == pytest.approx(expected, rel=0.1)
+    plan = training.plan_memory(model_of(params), params, row_tokens=ROW)
+    assert plan.total == pytest.approx(found, rel=0.15)
+
+
+def model_of(params):
+    recipe = Recipe(params)
+    recipe.world = World()
+    return recipe._setup_model()
+
+
+def measured_here(params):
+    from torchtune.distributed import join_world
+
+    return measured(params, join_world("cpu"))
+
+
+@pytest.mark.slow
+def test_the_estimate_for_two_processes_is_what_one_of_them_measures():
+    params = replace(MASTER, **AGAIN)
+    ranks = run_distributed(measured_here, 2, params)
+    found = estimated(params, processes=2, device="cpu").peak_bytes
+    assert found == pytest.approx(max(ranks), rel=0.1)
+
+
+def test_states_are_counted_to_the_byte_and_cut_over_processes_that_are_not_there():
+    count = sum(p.numel() for p in llama(**SIZE).parameters())
+    most = estimated(FP32, processes=4).most
+    assert most["weights"] == most["gradients"] == count
+    assert most["optimizer"] == pytest.approx(2 * count, rel=0.01)  # and the numbers of steps
+    assert most["communication"] > 4 * 2048 * 128  # the whole embedding
+    with fake_world(4) as world:
+        plan = training.plan_memory(llama(**SIZE), FP32, row_tokens=ROW, world=world)
+    assert (plan.weights, plan.optimizer) == (count, 2 * count)
+
+
+def test_attention_on_a_gpu_is_counted_as_that_of_a_gpu():
+    longer = dict(rows=1, row_tokens=512)
+    gpu = training.estimate_memory(Recipe, LORA, device="cuda", **longer).most["activations"]
+    cpu = training.estimate_memory(Recipe, LORA, device="cpu", **longer).most["activations"]
+    scores = 4 * 512 * 512 * 2 * SIZE["num_layers"]  # written out on a CPU, never made on a GPU
+    assert scores < cpu - gpu < 2 * scores  # kept in each layer, and made anew for one in backward
+
+
+def test_a_run_after_an_estimate_computes_with_values():
+    estimated(BF16, device="cpu")
+    model = model_of(BF16)
+    training.init_weights(model, seed=0)
+    assert model(batch(), loss=LinearCrossEntropy()).isfinite()
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory: 5"]
+)
+def test_running_out_of_memory_says_what_took_it_and_what_each_change_frees(text):
+    with as_if_on("cpu"):
+        plan = training.plan_memory(llama(**SIZE), Params(), row_tokens=10**5)
+    with (
+        pytest.raises(TuneError, match="activations") as caught,
+        training.explain_out_of_memory(plan),
+    ):
+        raise RuntimeError(text)
+    first, second, third = caught.value.do.split(", or ")
+    assert first.startswith("try ") and "GiB)" in first
+    named = {word.partition("=")[0] for part in (first, second, third) for word in part.split()}
+    assert "enable_activation_checkpointing" in named and "batch_size" in named
+    freed = [size for _, size in plan.changes]
+    assert freed == sorted(freed, reverse=True) and min(freed) > 0
+
+
+def test_only_keys_that_a_recipe_has_are_advised():
+    @dataclass
+    class Few:
+        batch_size: int = 8
+
+    plan = training.plan_memory(llama(**SIZE), Few(), row_tokens=64)
+    assert plan.changes == ()
+    with (
+        pytest.raises(TuneError) as caught,
+        training.explain_out_of_memory(plan),
+    ):
+        raise RuntimeError("out of memory")
+    assert "=" not in caught.value.do
+
+
+def test_other_errors_pass_through():
+    plan = training.plan_memory(llama(**SIZE), Params(), row_tokens=10)
+    with pytest.raises(RuntimeError, match="shape"), training.explain_out_of_memory(plan):
+        raise RuntimeError("shape mismatch")
