@@ -92,6 +92,9 @@ def part_of(tensor: Tensor) -> Part:
 
     Dimensions are cut as `torch.chunk` does. One that is cut twice, over a tensor parallel mesh and
     over the data mesh outside of it, is cut by the inner one first, as FSDP2 does.
+
+    Args:
+        tensor: Of any shape; plain or distributed.
     """
     offsets, sizes = [0] * tensor.dim(), list(tensor.shape)
     for dimension, rank, count in _cuts(tensor) if is_distributed(tensor) else ():
