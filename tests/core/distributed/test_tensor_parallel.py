@@ -23,10 +23,10 @@ from torchtune.losses import LinearCrossEntropy
 from torchtune.models.llama import llama
 from torchtune.peft import lora
 from torchtune.testing import run_distributed
-from torchtune.training import checkpoint_activations, train_step
+from torchtune.training import checkpoint_activations, compile_blocks, train_step
 
 SIZES = dict(
-    vocab_size=36, num_layers=2, num_heads=4, num_kv_heads=2, embed_dim=16, intermediate_dim=24,
+    vocab_size=36, num_layers=2, num_heads=8, num_kv_heads=4, embed_dim=32, intermediate_dim=24,
     max_seq_len=64,
 )  # fmt: skip
 CASES = {
@@ -74,6 +74,8 @@ def build(case):
 def cut(case, world, *, compute=None):
     """Build the case's model and spread it over the world."""
     model = tensor_parallel(build(case), world)
+    if case.get("compile"):
+        compile_blocks(model)
     if case.get("recompute"):
         checkpoint_activations(model)
     return shard(model, world, compute_dtype=compute) if case.get("shard", True) else model
@@ -133,6 +135,13 @@ def in_bf16(world):
     return loss.item(), {p.grad.dtype for p in model.parameters()}
 
 
+def compiled(tensor):
+    """Return what `gradients` does with compiled, recomputed blocks."""
+    return gradients(
+        {"compile": True, "recompute": True}, join_world("cpu", Parallel(tensor=tensor))
+    )
+
+
 def everything(tensor):
     """Run every case in one start of the processes."""
     world = join_world("cpu", Parallel(tensor=tensor))
@@ -160,7 +169,7 @@ def alone():
 @pytest.fixture(scope="module", params=[2, 4], ids=["tensor", "tensor and data"])
 def cut_over_two(request):
     """What each of two processes, and of two times two, computes at a tensor size of two."""
-    return run_distributed(everything, request.param, 2)
+    return run_distributed(everything, request.param, 2, timeout=600.0)
 
 
 def plain_gradients(case):
@@ -185,6 +194,14 @@ def test_losses_and_gradients_are_torch_s_own(cut_over_two):
         for parameter, gradient in expected.items():
             error = (found[parameter] - gradient).norm()
             assert error <= 1e-5 * max(gradient.norm(), 1e-3), (name, parameter)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradients():
+    loss, norm, _ = run_distributed(compiled, 2, 2, timeout=900.0)[0]
+    expected_loss, expected = plain_gradients({})
+    expected_norm = torch.nn.utils.get_total_norm(list(expected.values())).item()
+    assert (loss, norm) == pytest.approx((expected_loss, expected_norm), rel=1e-5)
 
 
 def test_every_process_has_the_same_numbers(cut_over_two):
@@ -229,9 +246,9 @@ def test_a_world_of_one_leaves_the_model_as_it_is():
 @pytest.mark.parametrize(
     "size, model, message",
     [
-        (3, {}, "4 heads of q_proj and 2 heads of k_proj and 2 heads of v_proj"),
-        (4, {}, "2 heads of k_proj and 2 heads of v_proj do not divide by 4"),
-        (2, {"intermediate_dim": 23}, "23 features of gate_proj"),
+        (3, {}, "8 heads (q_proj, o_proj), 4 heads (k_proj, v_proj) do not divide by 3"),
+        (8, {}, "4 heads (k_proj, v_proj) do not divide by 8"),
+        (2, {"intermediate_dim": 23}, "23 features (gate_proj, up_proj, down_proj)"),
         (2, {"vocab_size": 1}, "1 token ids"),
     ],
 )

@@ -73,14 +73,18 @@ def check_tensor_plan(model: Decoder, size: int) -> None:
         pass
     counts = _counts(model)
     rows = model.model.embed_tokens.num_embeddings
-    misfits = [f"{count} {what}" for what, count in counts.items() if count % size]
-    if (size - 1) * -(-rows // size) >= rows:
+    misfits = [
+        f"{count} {what} ({', '.join(layers)})"
+        for (count, what), layers in counts.items()
+        if count % size
+    ]
+    if (size - 1) * -(-rows // size) >= rows:  # the last process would have none
         misfits.append(f"{rows} token ids")
     if misfits:
-        common = math.gcd(*counts.values())
+        common = math.gcd(*(count for count, _ in counts))
         fitting = [str(n) for n in range(2, common + 1) if common % n == 0]
         raise ConfigError(
-            "E-PARALLEL", f"{' and '.join(misfits)} do not divide by {size}",
+            "E-PARALLEL", f"{', '.join(misfits)} do not divide by {size}",
             where="parallel.tensor",
             do=f"sizes that divide: {', '.join(fitting) or 'none'}; or tensor=1",
         )  # fmt: skip
@@ -92,15 +96,16 @@ def check_tensor_plan(model: Decoder, size: int) -> None:
         )  # fmt: skip
 
 
-def _counts(model: Decoder) -> dict[str, int]:
-    """Return how many equal things the layers cut have, by what they are called in an error."""
-    counts: dict[str, int] = {}
+def _counts(model: Decoder) -> dict[tuple[int, str], list[str]]:
+    """Return of how many heads or features layers are cut, and the last parts of their names."""
+    counts: dict[tuple[int, str], list[str]] = {}
     for name, layer in model.blocks.named_modules():
-        if not layer._parameters or not isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Linear):
             continue
-        parent: Any = model.blocks.get_submodule(name.rpartition(".")[0])
+        parent, _, last = name.rpartition(".")
+        head_dim: Any = getattr(model.blocks.get_submodule(parent), "head_dim", None)
         features = layer.out_features if _style(model, name) == "column" else layer.in_features
-        head_dim = getattr(parent, "head_dim", None)
-        what = "heads" if head_dim else "features"
-        counts[f"{what} of {name.rpartition('.')[2]}"] = features // (head_dim or 1)
+        key = (features // head_dim, "heads") if head_dim else (features, "features")
+        layers = counts.setdefault(key, [])
+        layers += [] if last in layers else [last]
     return counts
