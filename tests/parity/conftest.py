@@ -1,12 +1,16 @@
 """Runs of the real recipe, as a user starts them."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from torchtune_recipes.cli.main import main
 
 TUNE = Path(sys.executable).with_name("tune")
 
@@ -43,6 +47,24 @@ class Runs:
         assert done.returncode == code, errors[-3000:]
         self.said = errors
         return self.metrics(name)
+
+    def here(self, name: str, *arguments: str, code: int = 0) -> list[dict]:
+        """Run in this process, which has torch loaded; return the lines of metrics.jsonl."""
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            try:
+                found = main(self.command(name, *arguments)[1:])
+            except SystemExit as end:
+                found = end.code or 0
+        self.said = said.getvalue()
+        assert found == code, self.said[-3000:]
+        return self.metrics(name)
+
+    def copy(self, name: str, other: str) -> Path:
+        """Copy the output folder of a run, so that another may go on from it; return it."""
+        place = self.folder / other
+        shutil.copytree(self.folder / name, place, symlinks=True)
+        return place
 
     def metrics(self, name: str) -> list[dict]:
         """Return the lines of metrics.jsonl."""

@@ -1,6 +1,8 @@
 """Stopping when asked to."""
 
+import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -9,23 +11,32 @@ from torchtune.errors import Interrupted
 __all__ = ["StopSignal", "interrupted"]
 
 
+ONE_STOP_SECONDS = 1.0
+"""Signals closer together are one: a stop may reach a process twice, by its group and by its parent."""
+
+
 class StopSignal:
     """Remember SIGTERM and SIGINT instead of dying of them, so that the step ends and is saved.
 
-    A second SIGINT raises KeyboardInterrupt, for whoever cannot wait. `close` puts the former
-    handlers back.
+    A second one, for whoever cannot wait, raises KeyboardInterrupt (SIGINT) or SystemExit with 143
+    (SIGTERM); a SIGTERM under torchrun does not, as its launcher ends the workers itself then.
+    `close` puts the former handlers back.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._first = 0.0
         self._former = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
         }
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if not self.requested:
+            self.requested, self._first = True, time.monotonic()
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        elif time.monotonic() - self._first > ONE_STOP_SECONDS and not _is_launched():
+            raise SystemExit(128 + number)
 
     def close(self) -> None:
         """Put the former handlers back."""
@@ -43,3 +54,7 @@ def interrupted(step: int, folder: Path) -> Interrupted:
     what = f"stopped after step {step} as asked, and saved"
     do = "resume_from_checkpoint=auto goes on from there"
     return Interrupted("E-INTERRUPTED", what, where=str(folder), do=do)
+
+
+def _is_launched() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
