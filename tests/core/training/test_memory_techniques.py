@@ -314,3 +314,24 @@ def test_two_processes_do_as_one():
         assert repr(pair[1][name][0]) == repr(result[0])  # a skipped step has NaN for a norm
     assert pair[0]["in backward"][0] == pair[0]["plain"][0]
     assert any(not math.isfinite(norm) for _, norm, _ in alone["fp16"][0]), "nothing overflowed"
+
+
+def test_the_profiler_writes_a_trace_and_a_table_and_says_so(tmp_path):
+    said, weight = [], torch.nn.Parameter(torch.ones(256, 256))
+    profiler = training.torch_profiler(
+        output_dir=tmp_path, wait_steps=0, warmup_steps=1, active_steps=1, profile_memory=True,
+        say=lambda label, text: said.append((label, text)),
+    )  # fmt: skip
+    profiler.start()
+    for _ in range(2):
+        (weight @ weight).sum().backward()
+        profiler.step()
+    profiler.stop()
+    folder = tmp_path / "profile"
+    assert len(list(folder.glob("*.pt.trace.json"))) == 1
+    first, _, head, *rows = (folder / "table.txt").read_text().splitlines()
+    assert head.split() == ["self", "ms", "share", "calls", "operation"]
+    assert {"aten::mm", "aten::sum"} <= {row.split()[-1] for row in rows}
+    # two gradients of 256 KiB and what they are added up from: some, and no more than a few
+    assert "at most 1 MiB more" in first
+    assert said == [("profile", f"{folder}: {first}")]
