@@ -66,7 +66,7 @@ _EXAMPLES = """\
 examples:
   tune run sft --checkpoint ./my-model --dataset ./my.jsonl peft=lora
   tune run --nproc-per-node 2 sft --config llama3_2/1b_lora optimizer.lr=1e-4
-  tune run --nproc-per-node 8 --max-restarts 3 my_sft.py --config my.yaml
+  tune run --nproc-per-node 8 --max-restarts 3 sft --config llama3_2/1b_lora
 """
 
 
