@@ -28,15 +28,15 @@ def begin(run: RunFolder, step: int, model: nn.Module) -> None:
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Hold threads that flush a file until it is set; the caller's own thread goes on."""
-    gate, fsync = threading.Event(), os.fsync
+    """Hold threads that open a file until it is set; the caller's own thread goes on."""
+    gate, opened = threading.Event(), os.open
 
-    def held(file: int) -> None:
+    def held(*args, **more) -> int:
         if threading.current_thread() is not threading.main_thread():
             gate.wait(20)
-        fsync(file)
+        return opened(*args, **more)
 
-    monkeypatch.setattr(os, "fsync", held)
+    monkeypatch.setattr(os, "open", held)
     yield gate
     gate.set()
 
