@@ -6,6 +6,8 @@ computes, or reads or writes. So a long save, a compilation, an evaluation or th
 is no alarm, in whatever program, while the others may wait for a day.
 """
 
+import atexit
+import contextlib
 import json
 import math
 import os
@@ -18,6 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from torchtune.errors import TuneError, tell_launcher
 
@@ -35,10 +39,8 @@ WORKING_SHARE = 0.05
 READ_OR_WRITTEN = 65536
 """Bytes between two looks above which a process reads or writes; the look itself reads 100."""
 
-_TORCH = (
-    str(Path(sys.modules["torch"].__file__ or "").parent) if "torch" in sys.modules else "torch"
-)
-_COLLECTIVES = (str(Path(_TORCH) / "distributed"), str(Path(__file__).parent))
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_COLLECTIVES = (f"{_TORCH}distributed{os.sep}", f"{Path(__file__).parent}{os.sep}")
 
 _step: int | None = None
 _watch: "_Watch | None" = None
@@ -66,6 +68,7 @@ def watch_for_hangs(rank: int, size: int, seconds: float) -> None:
     stop_watching()
     _watch = _Watch(rank, size, seconds)
     _watch.start()
+    atexit.register(_say_goodbye)
 
 
 def stop_watching() -> None:
@@ -76,9 +79,15 @@ def stop_watching() -> None:
         _watch = None
 
 
+def _say_goodbye() -> None:
+    """Let nobody miss a process that ends in good order while others go on."""
+    if _watch is not None:
+        _watch.leave()
+
+
 @dataclass
 class _Sign:
-    """What a process tells the rank before it, at each look."""
+    """What a process tells the rank before it, at each look; with -1 looks it has left."""
 
     looks: int
     step: int | None
@@ -96,9 +105,17 @@ class _Watch(threading.Thread):
         self.stopped = threading.Event()
         self.looks = self.still = self.silent = 0
         self.heard = _Sign(0, None, "", "")
+        self.store: Any = None
+
+    def leave(self) -> None:
+        self.stopped.set()
+        self.join(timeout=5.0)  # its last sign must not come after this one
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):
+                self.store.set(str(self.rank), json.dumps(asdict(_Sign(-1, _step, "", ""))))
 
     def run(self) -> None:
-        before, store = _activity(), self._connect()
+        self.store, before = self._connect(), _activity()
         while not self.stopped.wait(self.period):
             self.looks += 1
             now = _activity()
@@ -108,8 +125,8 @@ class _Watch(threading.Thread):
                 continue
             if self.still >= self.allowed and not _waits_for_others(frame):
                 self._end(self._about_itself(frame))
-            if store is not None:
-                self._listen(store, frame)
+            if self.store is not None:
+                self._listen(frame)
 
     def _connect(self) -> Any:
         """Open a line of its own to the store, so that no collective holds it up."""
@@ -125,17 +142,17 @@ class _Watch(threading.Thread):
             return None
         return PrefixStore("torchtune/signs", line)
 
-    def _listen(self, store: Any, frame: FrameType) -> None:
+    def _listen(self, frame: FrameType) -> None:
         """Give the rank before a sign, and take one of the next rank."""
         mine = _Sign(self.looks, _step, socket.gethostname(), _place(frame))
         sign = self.heard  # what a rank said last, if it does not speak
         try:
-            store.set(str(self.rank), json.dumps(asdict(mine)))
-            if store.check([str(self.neighbour)]):
-                sign = _Sign(**json.loads(store.get(str(self.neighbour))))
+            self.store.set(str(self.rank), json.dumps(asdict(mine)))
+            if self.store.check([str(self.neighbour)]):
+                sign = _Sign(**json.loads(self.store.get(str(self.neighbour))))
         except RuntimeError:  # whoever holds the store is gone, and this run with it
             return
-        self.silent = self.silent + 1 if sign == self.heard else 0
+        self.silent = self.silent + 1 if sign == self.heard and sign.looks >= 0 else 0
         self.heard = sign
         if self.silent >= self.allowed:
             self._end(self._about_neighbour(sign))
