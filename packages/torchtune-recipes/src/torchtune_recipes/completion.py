@@ -48,7 +48,7 @@ def _offered(before: list[str], begun: str) -> list[str]:
             return [second for _, second in starts]
         return _run(before, begun) if _is_run(before[0]) else []
     command, rest = found
-    special = {"run": _run, "validate": _validate}.get(command.name)
+    special = {"run": _run, "validate": _validate, "estimate": _estimate}.get(command.name)
     return special(rest, begun) if special else _plain(command, rest, begun)
 
 
@@ -102,6 +102,12 @@ def _validate(rest: list[str], begun: str) -> list[str]:
         return _of_recipe(named, rest[1:], begun) if rest else _configs(named)
     own = next((e.recipe for e in catalog.entries("config") if e.name == rest[0]), None)
     return _of_recipe(own, rest[1:], begun) if own else []
+
+
+def _estimate(rest: list[str], begun: str) -> list[str]:
+    """Complete ``RECIPE [--config CONFIG] [key=value ...] [options]``."""
+    own = [*_Words.of("estimate").options] if begun.startswith("-") else []
+    return [*own, *(_of_recipe(rest[0], rest[1:], begun) if rest else _recipes())]
 
 
 def _plain(command: Command, rest: list[str], begun: str) -> list[str]:

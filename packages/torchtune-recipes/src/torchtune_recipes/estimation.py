@@ -19,6 +19,9 @@ __all__ = ["Fit", "Run", "bytes_of", "find_fits", "read_run", "with_row"]
 ROOM = 0.9
 """The share of a GPU that tensors can fill: the rest is its context's, its libraries', and gaps."""
 
+LITTLE = 0.01
+"""A change that frees a smaller share than this is not worth its price."""
+
 _UNITS = {"": 2**30, "GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 
 
@@ -204,11 +207,12 @@ def find_fits(
             found.append((change, fit))
     more = replace(run, processes=2 * run.processes)
     say(f"counting {len(changes) + 1} of {len(changes) + 1}: --gpus {more.processes}")
-    fits = [fit for _, fit in found if fit.frees_bytes > 0]
-    fits += [fit for fit in [_more_gpus(more, needed, limit)] if fit.frees_bytes > 0]
+    found = [(change, fit) for change, fit in found if fit.frees_bytes > LITTLE * needed]
+    fits = [fit for _, fit in found]
+    fits += [fit for fit in [_more_gpus(more, needed, limit)] if fit.frees_bytes > LITTLE * needed]
     same = {fit.words for change, fit in found if change.same_result}
     fits.sort(key=lambda fit: (not fit.fits, fit.words not in same, -fit.frees_bytes))
-    helpful = [change for change, fit in found if fit.frees_bytes > 0]
+    helpful = [change for change, _ in found]
     if any(fit.fits for fit in fits):
         return fits, None
     freed = {fit.words: fit.frees_bytes for _, fit in found}

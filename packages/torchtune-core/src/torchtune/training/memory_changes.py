@@ -49,17 +49,15 @@ def _same_results(params: Any) -> Iterator[MemoryChange]:
         _value(params, "gradient_accumulation_steps"),
     )
     if not _value(params, "enable_activation_checkpointing"):
-        costs = "forward is computed twice: about a third more time"
+        costs = "a third more time"
         yield MemoryChange({"enable_activation_checkpointing": True}, costs, True)
     elif _value(params, "activation_checkpointing_mode") == "selective":
-        yield MemoryChange(
-            {"activation_checkpointing_mode": "full"}, "up to a third more time", True
-        )
+        yield MemoryChange({"activation_checkpointing_mode": "full"}, "a third more time", True)
     if (rows or 1) > 1:
         fewer = {"batch_size": 1, "gradient_accumulation_steps": rows * (micro_batches or 1)}
-        yield MemoryChange(fewer, "smaller micro-batches: slower on a GPU", True)
+        yield MemoryChange(fewer, "slower on a GPU", True)
     if not _value(params, "optimizer_in_bwd"):
-        yield MemoryChange({"optimizer_in_bwd": True}, "no clipping and no accumulation", True)
+        yield MemoryChange({"optimizer_in_bwd": True}, "no clipping, no accumulation", True)
 
 
 def _to_host(params: Any) -> Iterator[MemoryChange]:
@@ -67,7 +65,7 @@ def _to_host(params: Any) -> Iterator[MemoryChange]:
         both = {"enable_activation_checkpointing": True, "enable_activation_offloading": True}
         yield MemoryChange(both, "copies to the host and back", True)
     if not _value(params, "fsdp_cpu_offload"):
-        costs = "weights, gradients and optimizer in the host's memory: several times slower"
+        costs = "several times slower"
         yield MemoryChange({"fsdp_cpu_offload": True}, costs, True)
 
 
@@ -75,11 +73,11 @@ def _others(params: Any) -> Iterator[MemoryChange]:
     if _value(params, "dtype") == "fp32":
         yield MemoryChange({"dtype": "bf16"}, "rounded weights", False)
     if _value(params, "master_weights"):
-        costs = "small learning rates are rounded away"
+        costs = "small rates are rounded away"
         yield MemoryChange({"master_weights": False}, costs, False)
     if _value(params, "peft") is None:
         unneeded = {"master_weights": False} if _value(params, "master_weights") else {}
-        yield MemoryChange({"peft": "lora", **unneeded}, "an adapter is trained instead", False)
+        yield MemoryChange({"peft": "lora", **unneeded}, "another training", False)
 
 
 def _value(params: Any, key: str) -> Any:

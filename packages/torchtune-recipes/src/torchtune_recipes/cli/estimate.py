@@ -153,6 +153,8 @@ def _verdict(
 
 
 def _amount(size: int) -> str:
+    if size < 2**20 / 20:
+        return "0"
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
 
 
