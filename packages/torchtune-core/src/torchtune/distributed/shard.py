@@ -90,36 +90,35 @@ def _fully_shard(
     reshard: bool,
     cpu_offload: bool,
 ) -> None:
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy,
-        FSDPModule,
-        MixedPrecisionPolicy,
-        OffloadPolicy,
-        fully_shard,
-    )
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    alone = mesh.size() == 1  # then nothing is added up, and a conversion would only cost
-    # Inputs as they come: a table of angles in float32 is no less exact here than on one process.
-    policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype,
-        reduce_dtype=None if alone else torch.float32,
-        cast_forward_inputs=False,
-    )
-    pinned = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
-    given: Any = {
-        "mesh": mesh,
-        "mp_policy": policy,
-        "offload_policy": pinned if cpu_offload else OffloadPolicy(),
-    }
+    options = _options(mesh, compute_dtype, cpu_offload)
     blocks: Any = model.blocks
     for block in blocks:
-        fully_shard(block, reshard_after_forward=reshard, **given)
-    fully_shard(model, reshard_after_forward=False, **given)
+        fully_shard(block, reshard_after_forward=reshard, **options)
+    fully_shard(model, reshard_after_forward=False, **options)
     for module in model.modules():  # the root's setting does not reach its children
-        if isinstance(module, FSDPModule) and not alone:
+        if isinstance(module, FSDPModule) and mesh.size() > 1:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     model.register_forward_hook(_reshard_without_backward)
+
+
+def _options(
+    mesh: "DeviceMesh", compute_dtype: torch.dtype | None, cpu_offload: bool
+) -> dict[str, Any]:
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
+
+    # Inputs as they come: a table of angles in float32 is no less exact here than on one process.
+    precision = MixedPrecisionPolicy(
+        param_dtype=compute_dtype,
+        # alone there is nothing to add up, and converting would only cost
+        reduce_dtype=torch.float32 if mesh.size() > 1 else None,
+        cast_forward_inputs=False,
+    )
+    pinned = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    place = pinned if cpu_offload else OffloadPolicy()
+    return {"mesh": mesh, "mp_policy": precision, "offload_policy": place}
 
 
 def _gather_ahead(blocks: Any) -> None:
