@@ -26,6 +26,10 @@ def fail(world, kind):
     if world.rank == 1 and kind == "hanging":
         world.note_step(3)
         wait_for_ever()  # here
+    if kind == "leaving":
+        if world.rank == 0:
+            hash_for(5)
+        raise SystemExit  # without closing the world
     if kind == "none":
         if world.rank == 1:
             hash_for(5)  # longer than a process may hang
@@ -46,7 +50,7 @@ attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 def run(kind, folder):
     stop = StopSignal()
-    world = join_world("cpu", timeout_minutes=0.05 if kind in ("hanging", "none") else None)
+    world = join_world("cpu", timeout_minutes=0.05 if kind in ("hanging", "none", "leaving") else None)
     tell_names(world, folder)
     (folder / f"{world.rank}.pid").write_text(str(os.getpid()))
     if kind == "wait":
@@ -243,6 +247,12 @@ def test_a_frozen_rank_is_named_by_another(tmp_path):
     assert launcher.returncode == 1
     assert error.startswith("error[E-HANG]: rank 1")
     assert "has given no sign of life for 3 seconds" in error
+
+
+@pytest.mark.slow
+def test_a_rank_that_leaves_in_good_order_is_not_missed(tmp_path):
+    launcher = start(tmp_path / "run", "leaving")
+    assert (launcher.communicate(timeout=120)[1], launcher.returncode) == ("", 0)
 
 
 def test_workers_end_when_their_launcher_is_killed(tmp_path):
