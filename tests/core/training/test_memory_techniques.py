@@ -6,12 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from torchtune import training
+from torchtune import checkpoint, training
 from torchtune.data import Documents, Steps
 from torchtune.distributed import World, gather_full, join_world, shard
 from torchtune.errors import ConfigError, TuneError
 from torchtune.losses import LinearCrossEntropy
 from torchtune.models.llama import llama
+from torchtune.modules import flat_attention
 from torchtune.peft import lora
 from torchtune.testing import run_distributed
 
@@ -74,6 +75,21 @@ def assert_close(ours, theirs, rtol=1e-5):
 @pytest.mark.parametrize("change", [SELECTIVE, offloaded], ids=["selective", "offloaded"])
 def test_recomputing_or_offloading_changes_nothing(change, adapter):
     assert_close(run(change=change, adapter=adapter), run(adapter=adapter))
+
+
+def test_a_recomputed_block_hands_its_input_alone_to_whoever_stores_it_elsewhere():
+    """Offloading stands on this: torch saves the input of a checkpoint like any other tensor."""
+    block = training.checkpoint_activations(small_model()).blocks[0]
+    rotation = small_model().rope(torch.arange(12), torch.float32)
+    hidden, stored = torch.randn(12, 32, requires_grad=True), []
+
+    def store(tensor):
+        stored.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
+        block(hidden, rotation, flat_attention((12,)))
+    assert stored == [hidden.shape]
 
 
 def peak_of_a_step(change, adapter):
@@ -280,6 +296,23 @@ def test_a_skipped_step_is_logged_without_its_norm_and_an_exhausted_scale_is_an_
         step()
     assert caught.value.code == "E-NOT-FINITE"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_loss_scale_is_resumed(tmp_path):
+    def begin():
+        model = torch.nn.Linear(4, 1, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, training.LossScaling(optimizer, initial_scale=8.0)
+
+    model, optimizer, updating = begin()
+    scales = [overflow(optimizer, updating, factor).loss_scale for factor in (2e4, 2e4, 1.0)]
+    files = dict(scheduler=None, world=World())
+    checkpoint.save_training_state(tmp_path, model=model, optimizer=optimizer, info={}, **files)
+    again, resumed, scaled = begin()
+    checkpoint.load_training_state(tmp_path, model=again, optimizer=resumed, **files)
+    assert scales == [8, 4, 2]
+    assert overflow(resumed, scaled, 1.0).loss_scale == 2
+    assert resumed.param_groups[0]["loss_scale_good_steps"] == 2
 
 
 def test_weights_in_fp16_are_refused():
