@@ -16,6 +16,12 @@ class Parallel:
     Outermost first: neighbours in `tensor` talk most and so have neighbouring ranks, best on one
     machine. The default shards weights over all processes.
 
+    Args:
+        data_replicate: How many groups of processes hold the whole model, each sharded inside.
+        data_shard: In how many parts the weights of a group are cut; each has rows of its own.
+        context: In how many parts the tokens of a micro-batch are cut.
+        tensor: In how many parts a matrix is cut.
+
     Raises:
         ConfigError: A number is not a count; several come as `Faults`.
     """

@@ -61,7 +61,10 @@ def gather_full(tensor: Tensor) -> Tensor:
 
 
 def computing_device(tensor: Tensor) -> torch.device:
-    """Return where `tensor` is computed with: another device than its own if only kept on the CPU."""
+    """Return the device that computes with `tensor`, of any shape.
+
+    It is another than the tensor's own for a parameter that `shard` only keeps on the CPU.
+    """
     if is_distributed(tensor) and tensor.device_mesh.device_type != tensor.device.type:
         return torch.device(tensor.device_mesh.device_type)
     return tensor.device
