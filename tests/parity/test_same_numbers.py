@@ -1,47 +1,63 @@
 """A run's numbers do not depend on how it was spread, laid out, recomputed or compiled."""
 
+import itertools
 import json
 import random
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchtune import config, data, models, training
+from torchtune.distributed import World
+from torchtune.losses import LinearCrossEntropy
 from torchtune.testing import run_distributed
 
 RECIPE = (
     Path(__file__).parents[2] / "packages/torchtune-recipes/src/torchtune_recipes/recipes/sft.py"
 )
+BASE = "models/stories260k"
 # 43 rows and 8 a step: in the sixth step some processes of four have no row at all
 COMMON = (
     "max_seq_len=128", "max_steps=6", "device=cpu", "dtype=fp32",
     "clip_grad_norm=0.5", "optimizer=adamw", "optimizer.lr=1e-3", "optimizer.weight_decay=0.1",
     "lr_scheduler=cosine", "lr_scheduler.num_warmup_steps=3",
 )  # fmt: skip
-METHODS = {"full": (), "lora": ("peft=lora", "peft.targets=all-linear")}
-ALONE = "batch_size=8"
-VARIANTS = {
-    1: {
-        "accumulated": ("batch_size=2", "gradient_accumulation_steps=4"),
-        "chunked": (ALONE, "loss.chunk_tokens=7"),
-        "recomputed": (ALONE, "enable_activation_checkpointing=true"),
-        "compiled": (ALONE, "compile=true"),
-    },
-    2: {
-        "fsdp": ("batch_size=4",),
-        "fsdp_accumulated": ("batch_size=2", "gradient_accumulation_steps=2"),
-        "kept_whole": ("batch_size=4", "fsdp_reshard_after_forward=false"),
-        "on_the_cpu": ("batch_size=4", "fsdp_cpu_offload=true"),
-        "replicated": ("batch_size=4", "parallel.data_replicate=2"),
-        "context": (ALONE, "parallel.context=2"),
-    },
-    4: {
-        "fsdp": ("batch_size=2",),
-        "hybrid": ("batch_size=2", "parallel.data_replicate=2"),
-        "context_fsdp": ("batch_size=4", "parallel.context=2"),
-    },
+METHODS = {
+    "full": (),
+    "lora": ("peft=lora", "peft.targets=all-linear"),
+    "unclipped": ("clip_grad_norm=null",),
 }
+BOTH = ("full", "lora")
+ALONE, RECOMPUTED = "batch_size=8", "enable_activation_checkpointing=true"
+IN_BACKWARD = "optimizer_in_bwd=true"
+RUNS = (
+    (1, "alone", (ALONE,), tuple(METHODS)),
+    (1, "accumulated", ("batch_size=2", "gradient_accumulation_steps=4"), BOTH),
+    (1, "chunked", (ALONE, "loss.chunk_tokens=7"), ("full",)),
+    (1, "compiled", (ALONE, "compile=true"), BOTH),
+    (1, "recomputed", (ALONE, RECOMPUTED), BOTH),
+    (1, "selective", (ALONE, RECOMPUTED, "activation_checkpointing_mode=selective"), BOTH),
+    (1, "offloaded", (ALONE, RECOMPUTED, "enable_activation_offloading=true"), ("full",)),
+    (1, "in_backward", (ALONE, IN_BACKWARD), ("unclipped",)),
+    (2, "fsdp", ("batch_size=4",), BOTH),
+    (2, "accumulated", ("batch_size=2", "gradient_accumulation_steps=2"), BOTH),
+    (2, "kept_whole", ("batch_size=4", "fsdp_reshard_after_forward=false"), ("full",)),
+    (2, "on_the_cpu", ("batch_size=4", "fsdp_cpu_offload=true"), ("full",)),
+    (2, "replicated", ("batch_size=4", "parallel.data_replicate=2"), BOTH),
+    (2, "context", (ALONE, "parallel.context=2"), BOTH),
+    (2, "tensor", (ALONE, "parallel.tensor=2"), BOTH),
+    (2, "tensor_recomputed", (ALONE, "parallel.tensor=2", RECOMPUTED), ("full",)),
+    (2, "in_backward", ("batch_size=4", IN_BACKWARD), ("unclipped",)),
+    (4, "fsdp", ("batch_size=2",), BOTH),
+    (4, "hybrid", ("batch_size=2", "parallel.data_replicate=2"), BOTH),
+    (4, "context_fsdp", ("batch_size=4", "parallel.context=2"), ("full",)),
+    (4, "tensor_fsdp", ("batch_size=4", "parallel.tensor=2"), BOTH),
+    (4, "tensor_context", (ALONE, "parallel.tensor=2", "parallel.context=2"), ("full",)),
+)
+"""Processes, what is done, how, and with which methods."""
 
 
 def write_rows(path):
@@ -65,7 +81,7 @@ def run_variants(folder, shared, variants):
     recipe = runpy.run_path(str(RECIPE), run_name="recipe")
     for name, words in variants.items():
         given = (
-            f"checkpoint={shared}/models/stories260k",
+            f"checkpoint={shared / BASE}",
             f"dataset={folder}/rows.jsonl", f"output_dir={folder}/{name}",
         )  # fmt: skip
         params = TuneArgumentParser(recipe["SFTParams"]).parse_args([*given, *COMMON, *words])
@@ -76,12 +92,13 @@ def run_variants(folder, shared, variants):
         run.cleanup()
 
 
-def named(processes):
-    """Return every variant for so many processes, with each method."""
+def variants(processes):
+    """Return every run of so many processes, with each of its methods, and what is given to it."""
     return {
-        f"{processes}_{name}_{method}": (*words, *METHODS[method])
-        for name, words in VARIANTS[processes].items()
-        for method in METHODS
+        f"{count}_{name}_{method}": (*METHODS[method], *words)
+        for count, name, words, methods in RUNS
+        if count == processes
+        for method in methods
     }
 
 
@@ -90,11 +107,8 @@ def folder(shared, tmp_path_factory):
     """Where all variants were run: those of a world one after the other."""
     folder = tmp_path_factory.mktemp("numbers")
     write_rows(folder / "rows.jsonl")
-    alone = {f"alone_{method}": (ALONE, *words) for method, words in METHODS.items()}
-    for processes in VARIANTS:
-        first = alone if processes == 1 else {}
-        variants = {**first, **named(processes)}
-        run_distributed(run_variants, processes, folder, shared, variants, timeout=400)
+    for count in (1, 2, 4):
+        run_distributed(run_variants, count, folder, shared, variants(count), timeout=400)
     return folder
 
 
@@ -107,9 +121,9 @@ def weights(folder):
     return load_file(file)
 
 
-@pytest.mark.parametrize("variant", [name for count in VARIANTS for name in named(count)])
+@pytest.mark.parametrize("variant", [name for count in (1, 2, 4) for name in variants(count)])
 def test_every_step_and_the_weights_are_those_of_one_process(variant, folder):
-    alone = folder / f"alone_{variant.rpartition('_')[2]}"
+    alone = folder / f"1_alone_{variant.rpartition('_')[2]}"
     for line, expected in zip(metrics(folder / variant), metrics(alone), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
@@ -122,6 +136,35 @@ def test_every_step_and_the_weights_are_those_of_one_process(variant, folder):
 
 
 def test_clipping_and_a_process_without_rows_are_among_the_steps(folder):
-    lines = metrics(folder / "alone_full")
+    lines = metrics(folder / "1_alone_full")
     assert all(line["grad_norm"] > 0.5 for line in lines)
     assert lines[-1]["tokens"] < 0.6 * lines[0]["tokens"]
+
+
+def test_rows_laid_out_best_fit_are_the_same_rows_one_by_one(folder, shared):
+    form = data.ChatFormat(config.build("tokenizer", "auto", checkpoint=shared / BASE))
+    rows = data.tokenize_rows(data.load_rows(folder / "rows.jsonl"), form, max_seq_len=128)
+    steps = data.Steps(rows, batch_size=2, max_seq_len=128, packed=True)
+    packed, single = (start(shared) for _ in range(2))
+    for batches in itertools.islice(steps.after(), 6):
+        alone = [document for batch in batches for document in one_by_one(batch)]
+        assert len(alone) > len(batches)
+        ours, theirs = packed(batches), single(alone)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+
+
+def start(shared):
+    """Return what takes a step on a model of its own."""
+    model = models.from_pretrained(shared / BASE, dtype=torch.float32)
+    optimizer = training.adamw(model.parameters(), lr=1e-3)
+    step = partial(training.train_step, model, optimizer, loss=LinearCrossEntropy(), max_norm=0.5)
+    return lambda batches: step(batches=batches, world=World())
+
+
+def one_by_one(batch):
+    """Return the documents of a flat row, each as a row of its own."""
+    parts = (batch.tokens, batch.labels, batch.positions)
+    for *tensors, name in zip(*(x.split(batch.lengths) for x in parts), batch.rows, strict=True):
+        supervised = int((tensors[1] != data.IGNORED).sum())
+        yield data.Batch(*tensors, (len(tensors[0]),), supervised, (name,))

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from torchtune.checkpoint.hub_download import download_folder, hub_source
 from torchtune.checkpoint.manifest import latest_step
+from torchtune.checkpoint.remote_folder import newest_remote_step
 from torchtune.checkpoint.training_state import read_info
 from torchtune.checkpoint.weights import weights_digest
+from torchtune.data import is_remote, local_copy
 from torchtune.errors import ConfigError, MissingError
 
 __all__ = ["FoundCheckpoint", "find_checkpoint", "read_adapter_config", "run_info"]
@@ -39,6 +41,7 @@ def find_checkpoint(
         checkpoint: A run's output folder (its latest step is taken), a step folder, an adapter in
             PEFT's format, or a model in Hugging Face's. Where there is no such folder, the name of
             a model that ``tune download`` has put into ``./models``: its last part, or all of it.
+            Of a URL (``s3://...``) a local copy is made.
         base: The adapter's base; None looks where its adapter_config.json says and, for a hub id,
             in ``./models/NAME``, where ``tune download`` puts it.
         check_base: Compare the base's weights with those that the adapter was trained on, where
@@ -48,8 +51,11 @@ def find_checkpoint(
         MissingError: E-CHECKPOINT-MISSING without such a folder; E-BASE where the base is absent.
         ConfigError: E-BASE where the base has other weights, or is given for whole weights.
     """
-    given = _by_path_or_name(Path(checkpoint).expanduser())
-    folder = latest_step(given) or given
+    if is_remote(checkpoint):
+        folder = local_copy(newest_remote_step(str(checkpoint)))
+    else:
+        given = _by_path_or_name(Path(checkpoint).expanduser())
+        folder = latest_step(given) or given
     if not (folder / "adapter_config.json").is_file():
         if base is not None:
             what = "a base is for adapters; this checkpoint holds whole weights"

@@ -16,6 +16,7 @@ __all__ = [
     "damage",
     "damaged_files",
     "latest_step",
+    "parse_manifest",
     "read_manifest",
     "seal",
     "step_name",
@@ -86,13 +87,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest if manifest and not _wrong_sizes(folder, manifest) else None
 
 
-def _parsed(folder: Path) -> Manifest | None:
+def parse_manifest(text: str | bytes) -> Manifest | None:
+    """Return what the `text` of a manifest.json says; None where it is damaged."""
     try:
-        fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        fields = json.loads(text)
         files = {name: Digest(**digest) for name, digest in fields["files"].items()}
         launchers = frozenset(fields.get("launchers", ()))
         return Manifest(int(fields["step"]), int(fields["order"]), files, launchers)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _parsed(folder: Path) -> Manifest | None:
+    try:
+        return parse_manifest((folder / MANIFEST).read_bytes())
+    except OSError:
         return None
 
 

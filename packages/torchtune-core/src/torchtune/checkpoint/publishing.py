@@ -35,10 +35,11 @@ class SaveUnderWay:
         step: The number of optimizer steps done.
         saving: The files.
         launchers: Who started the processes.
+        push: What the main rank does last of all: brings the run to another machine.
 
     Attributes:
         work: What the threads do.
-        afterwards: What the main rank does last of all, such as pruning.
+        afterwards: What the main rank does before that, such as pruning.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class SaveUnderWay:
         step: int,
         saving: Saving,
         launchers: Collection[str] = (),
+        push: Callable[[], object] = lambda: None,
     ) -> None:
-        self.folder, self.step, self.launchers = folder, step, launchers
+        self.folder, self.step, self.launchers, self._push = folder, step, launchers, push
         self.afterwards: Callable[[], None] | None = None
         written = [path for path in folder.rglob("*") if path.is_file()] if world.is_main else []
         self.work = StagedWork(world, self._stages(world, saving, written))
@@ -66,6 +68,7 @@ class SaveUnderWay:
             _publish(self.folder, self.step, digests, self.launchers)
             if self.afterwards is not None:
                 self.afterwards()
+            self._push()
         except OSError as error:
             raise disk_error(error, self.folder) from error
 

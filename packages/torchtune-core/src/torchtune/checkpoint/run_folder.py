@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torchtune.checkpoint.disk import disk_error, on_main
 from torchtune.checkpoint.manifest import latest_step, step_name
 from torchtune.checkpoint.publishing import SaveUnderWay, point_latest, prune_steps
+from torchtune.checkpoint.remote_folder import RemoteFolder
 from torchtune.checkpoint.run_start import (
     LOCK,
     check_is_shared,
@@ -21,8 +22,9 @@ from torchtune.checkpoint.run_start import (
     warn,
 )
 from torchtune.checkpoint.saving import Copies, Saving, collect_files
+from torchtune.data import is_remote
 from torchtune.distributed import launch_names
-from torchtune.errors import ConfigError
+from torchtune.errors import ConfigError, TuneError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -39,7 +41,10 @@ class RunFolder:
     folder, every rank writes its part of a save, and all learn of an error on one.
 
     Args:
-        output_dir: Made where absent. Files that no run of ours makes are refused.
+        output_dir: Made where absent. Files that no run of ours makes are refused. A URL
+            (``s3://...``) is taken through fsspec: the run works in a folder of this machine
+            (`RemoteFolder.working_folder`), and what is whole there is pushed after each save and
+            at the end. The other way round the newest whole step is pulled at the start.
         world: The processes that take part.
         resume: None or False for a fresh run, refused where a whole checkpoint is; ``"auto"`` or
             True for the last whole checkpoint if there is one; or the path of a step folder. Where
@@ -47,7 +52,8 @@ class RunFolder:
             have saved, whatever is given.
 
     Attributes:
-        path: The folder, absolute.
+        path: The folder, absolute; of a URL the one that the run works in.
+        place: What the user calls it: the same, or the URL.
         resume_from: The step folder to go on from, whole and with its contents checked against
             their sha256; None for a fresh run.
 
@@ -55,7 +61,7 @@ class RunFolder:
         ConfigError: Foreign files, a live run, a checkpoint that would be overwritten, a path that
             is no step folder.
         MissingError: The step folder is absent, or a file in it is not what was saved.
-        TuneError: The folder cannot be written.
+        TuneError: The folder cannot be written, or the URL not be read.
     """
 
     def __init__(
@@ -65,7 +71,9 @@ class RunFolder:
         *,
         resume: str | os.PathLike[str] | bool | None = None,
     ) -> None:
-        self.path = Path(output_dir).absolute()
+        self._remote = RemoteFolder(str(output_dir)) if is_remote(output_dir) else None
+        self.path = self._remote.working_folder() if self._remote else Path(output_dir).absolute()
+        self.place = self._remote.url if self._remote else str(self.path)
         self.world = world
         self._launchers = launch_names(world)
         self._lock: BaseFileLock | None = None
@@ -106,7 +114,7 @@ class RunFolder:
         try:
             with collect_files(saving):
                 yield folder
-            self._save = SaveUnderWay(self.world, folder, step, saving, self._launchers)
+            self._save = SaveUnderWay(self.world, folder, step, saving, self._launchers, self._push)
         except BaseException as error:
             self._abandon(folder)
             if isinstance(error, OSError):
@@ -151,15 +159,35 @@ class RunFolder:
             on_main(self.world, prune, self.path)
 
     def close(self) -> None:
-        """Give the folder free for another run. Needs no other rank, so `wait` before."""
+        """Give the folder free for another run. Needs no other rank, so `wait` before.
+
+        Raises:
+            TuneError: E-REMOTE-WRITE: what the run made could not be brought to its URL. It is whole
+                in the folder of this machine that the error names.
+        """
         if self._save is not None:
             warn(
                 f"step {self._save.step} was being saved, and that is given up: nothing waited for it"
             )
             self._abandon(self._save.folder)
         if self._lock is not None:
+            pushed = self._push()
             self._lock.release()
             self._lock = None
+            if not pushed:
+                what = f"the run could not be brought to {self.place}; it is whole in {self.path}"
+                do = "mend the access and run again with resume_from_checkpoint=auto"
+                raise TuneError("E-REMOTE-WRITE", what, where="output_dir", do=do)
+
+    def _push(self) -> bool:
+        """Bring what is new to the URL, if there is one; say whether it is there."""
+        try:
+            if self._remote is not None:
+                self._remote.push(self.path)
+        except Exception as error:  # each file system has its own; the run must outlive them all
+            warn(f"{self.place} could not be written, which is tried again later: {error}")
+            return False
+        return True
 
     def _advance(self, *, wait: bool) -> bool:
         if self._save is None:
@@ -195,6 +223,8 @@ class RunFolder:
         refuse_foreign(self.path)
         self._lock = take_lock(self.path)
         clear_leftovers(self.path)
+        if self._remote is not None:
+            self._remote.pull(self.path)
         found = choose_step(self.path, resume, self._launchers)
         if newest := latest_step(self.path):
             point_latest(self.path, newest.name)

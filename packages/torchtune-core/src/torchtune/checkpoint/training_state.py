@@ -29,6 +29,9 @@ __all__ = ["load_training_state", "read_info", "save_training_state"]
 
 FOLDER = "training_state"
 _STATE = "state.json"
+RATES = {"lr", "initial_lr", "weight_decay", "betas", "eps", "fused", "foreach"}
+"""Options that an optimizer's state does not hang on."""
+
 _SHARDS, _SHARD = "shard-*.safetensors", "shard-{rank:05d}-{number:05d}.safetensors"
 _WEIGHT = "weight/"
 _LAYOUT = 1
@@ -108,7 +111,7 @@ def load_training_state(
         world: The processes; of any size.
         settings: Also restore the optimizer's numbers, such as its learning rate, and the schedule.
             False leaves both as given and restores running means and the like alone, nothing for an
-            optimizer of another class.
+            optimizer of another class or with options that ask for other state.
 
     Raises:
         MissingError: The folder holds no training state, or a file is cut short.
@@ -208,20 +211,34 @@ def _unpack_optimizer(
     optimizer.state.clear()
     same_class = fields["class"] == _class_name(optimizer)
     for saved, group in zip(fields["groups"], optimizer.param_groups, strict=True):
+        place = partial(_placed, tensors, group["params"][0].device)
+        options = unpack(saved["options"], place)
         if settings:
-            options = partial(_placed, tensors, group["params"][0].device)
-            group.update(unpack(saved["options"], options))
+            group.update(options)
+        elif not same_class or _changes_form(options, group):
+            continue
         for name, parameter in zip(saved["names"], group["params"], strict=True):
-            if name in fields["state"] and same_class:
-                read = partial(_state_tensor, tensors, parameter)
+            if name in fields["state"]:
+                read = partial(_state_tensor, tensors, parameter, as_parameter=not settings)
                 optimizer.state[parameter] = unpack(fields["state"][name], read)
 
 
-def _state_tensor(tensors: Weights, parameter: Tensor, name: str, on_cpu: bool) -> Tensor:
-    """Return a state tensor of `parameter`: one of its shape lies where and as it does."""
+def _changes_form(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether another option asks for other state, as ``amsgrad`` does."""
+    others = {*saved, *now} - {"params", *RATES}
+    return any(saved.get(key) != now.get(key) for key in others)
+
+
+def _state_tensor(
+    tensors: Weights, parameter: Tensor, name: str, on_cpu: bool, *, as_parameter: bool
+) -> Tensor:
+    """Return a state tensor of `parameter`: one of its shape lies where and as it does.
+
+    With `as_parameter` it has the parameter's dtype too, which may be another than when saving.
+    """
     if tensors.shape(name) != tuple(parameter.shape) or not parameter.dim():
         return _placed(tensors, parameter.device, name, on_cpu)
-    dtype = DTYPES[tensors.entry(name).dtype]
+    dtype = parameter.dtype if as_parameter else DTYPES[tensors.entry(name).dtype]
     place = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     tensors.fill(name, place)
     return place

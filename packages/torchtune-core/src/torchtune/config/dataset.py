@@ -15,9 +15,9 @@ ROWS = "rows"  # the component that reads a path or hub id
 
 
 def looks_like_path(text: str) -> bool:
-    """Say whether a text can only be meant as a path: ``./x``, ``/x``, ``~/x``, ``x.jsonl``."""
-    name = text.lower().removesuffix(".gz")
-    return text.startswith((".", "/", "~")) or "*" in text or name.endswith(SUFFIXES)
+    """Say whether a text can only be a path: ``./x``, ``/x``, ``~/x``, ``x.jsonl``, ``s3://x``."""
+    name, marked = text.lower().removesuffix(".gz"), "*" in text or "://" in text
+    return text.startswith((".", "/", "~")) or marked or name.endswith(SUFFIXES)
 
 
 def exists(path: str) -> bool:

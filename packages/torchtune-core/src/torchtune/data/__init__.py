@@ -10,6 +10,7 @@ from torchtune.data.messages import Message
 from torchtune.data.order import permutation
 from torchtune.data.packing import best_fit
 from torchtune.data.preparation import encode_example, tokenize_rows
+from torchtune.data.remote_files import cache_folder, is_remote, local_copy, remote_place
 from torchtune.data.rows import Rows, alpaca, alpaca_cleaned, load_rows
 from torchtune.data.sources import Source, open_sources
 from torchtune.data.steps import Steps, row_limit, validation_batches
@@ -45,16 +46,20 @@ __all__ = [
     "auto_tokenizer",
     "best_fit",
     "builtin_templates",
+    "cache_folder",
     "check_rows",
     "encode_example",
     "find_template",
     "flat_batch",
     "idle_batch",
+    "is_remote",
     "llama3_tiktoken",
     "load_rows",
+    "local_copy",
     "open_sources",
     "pad_batch",
     "permutation",
+    "remote_place",
     "row_limit",
     "sentencepiece",
     "split_documents",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torchtune.data.json_file import JsonFile
+from torchtune.data.remote_files import is_remote, local_copy
 from torchtune.data.tables import HubDataset, Table
 from torchtune.data.text_files import CsvFile, JsonLines, Row, TextLines, read_bytes
 from torchtune.errors import ConfigError, MissingError
@@ -98,7 +99,8 @@ def open_sources(
 
     Args:
         source: A file (JSON, JSONL, CSV, TSV, Parquet, Arrow, text; ``.gz`` too for text forms), a
-            folder of them, a pattern with ``*``, a hub id, or a list of these.
+            folder of them, a pattern with ``*``, any of them as a URL (``s3://...``) of which a
+            copy is made, a hub id, or a list of these.
         split: Of a hub dataset, or of a folder whose files or subfolders are called ``train``,
             ``validation`` or ``test``. ``train[:100]`` and ``train[10%:]`` are parts, of a file too.
         name: Configuration of a hub dataset.
@@ -109,6 +111,9 @@ def open_sources(
     """
     if isinstance(source, Sequence) and not isinstance(source, str):
         return [one for each in source for one in open_sources(each, split=split, name=name)]
+    if is_remote(source):
+        copy = local_copy(str(source))
+        source = f"{copy}/*" if "*" in str(source) else copy
     path, base = Path(source).expanduser(), split.partition("[")[0]
     if path.is_file():
         found: list[Source] = [_open_file(path, base)]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from torchtune.config import resolved_yaml
+from torchtune.data import is_remote, local_copy
 
 __all__ = ["data_digests", "file_digest", "record_run"]
 
@@ -65,7 +66,8 @@ def data_digests(*datasets: Any) -> dict[str, str | None]:
     """
     found = [dataset.get("source") for dataset in datasets if isinstance(dataset, Mapping)]
     listed = [s for source in found for s in (source if isinstance(source, list) else [source])]
-    return {str(s): file_digest(s) for s in listed if s and Path(s).exists()}
+    places = {str(s): local_copy(s) if is_remote(s) else Path(s) for s in listed if s}
+    return {name: file_digest(place) for name, place in places.items() if place.exists()}
 
 
 def _version(package: str) -> str | None:

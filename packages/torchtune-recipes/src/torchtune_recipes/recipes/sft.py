@@ -388,7 +388,7 @@ class SFTRecipe:
             self.log.say("next", "the same command without --rehearse")
         else:
             place = self.params.output_dir
-            self.log.say("result", f"{self.run.path / 'latest'}, its losses in loss.png")
+            self.log.say("result", f"{self.run.place}/latest, its losses in loss.png")
             self.log.say("next", f'tune generate --checkpoint {place} --prompt "..."')
         self.world.close()
 
