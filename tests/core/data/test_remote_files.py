@@ -69,6 +69,6 @@ def test_a_file_system_without_its_package_says_what_to_install(memory, monkeypa
     monkeypatch.setitem(known_implementations, "s3", {
         "class": "s3fs_that_is_not_there.S3FileSystem", "err": "Install s3fs to access S3",
     })  # fmt: skip
-    with pytest.raises(MissingError, match="Install s3fs to access S3\n.*s3://bucket") as found:
+    with pytest.raises(MissingError, match=r"Install s3fs to access S3\n.*s3://bucket") as found:
         load_rows("s3://bucket/rows.jsonl")
     assert "pip install s3fs" in str(found.value)
