@@ -121,9 +121,11 @@ def test_of_two_nodes_one_is_killed_and_comes_back(place, undisturbed):
     kill_all_of(second)
     assert first.poll() is None
     back = start(place, "nodes", *nodes)
+    told = {}
     for process in (first, back):
-        code, said = finished(process)
-        assert code == 0, said
+        code, told[process] = finished(process)
+        assert code == 0, told[process]
+    assert "all processes start again, restart 1 of 2" in told[first]
     assert weights(place, "nodes") == undisturbed
 
 
