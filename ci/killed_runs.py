@@ -124,7 +124,7 @@ class Attempt:
     def kill(self) -> None:
         """Kill all processes and those that they started."""
         living = [pid for pid in self.pids if pid not in self.codes]
-        for pid in [pid for root in living for pid in (root, *_below(root))]:
+        for pid in [pid for root in living for pid in (root, *processes_below(root))]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in living:
@@ -176,13 +176,13 @@ def _rank_variables(processes: int) -> list[dict[str, str]]:
     return [{**shared, "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
 
 
-def _below(root: int) -> Iterator[int]:
+def processes_below(root: int) -> Iterator[int]:
     """Yield the processes that `root` has started, and those that these have."""
     for listed in Path(f"/proc/{root}/task").glob("*/children"):
         with suppress(OSError):
             for pid in map(int, listed.read_text().split()):
                 yield pid
-                yield from _below(pid)
+                yield from processes_below(pid)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist has a worker for e
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))  # for `fake_hub`, which several folders of tests import
+sys.path.append(str(ROOT / "ci"))  # for `killed_runs`, which the kill test shares with us
 pytest_plugins = ["fake_hub.fixtures"]
 
 

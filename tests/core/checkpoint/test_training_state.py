@@ -175,9 +175,18 @@ def test_new_settings_stay_and_running_means_come_back(tmp_path):
     assert schedule.get_last_lr() == [0.5] == [group["lr"] for group in adam.param_groups]
     for name, wanted in state["optimizer"].state_dict()["state"][0].items():
         assert torch.equal(adam.state_dict()["state"][0][name], wanted)
-    sgd = torch.optim.SGD(state["model"].parameters(), lr=0.5)
-    load_training_state(tmp_path, **state | {"optimizer": sgd, "settings": False})
-    assert not sgd.state
+
+
+def test_state_that_new_settings_cannot_use_is_left(tmp_path):
+    state = small(tmp_path)
+    parameters = list(state["model"].parameters())
+    for other in (torch.optim.SGD(parameters), torch.optim.AdamW(parameters, amsgrad=True)):
+        load_training_state(tmp_path, **state | {"optimizer": other, "settings": False})
+        assert not other.state
+    state["model"].to(torch.bfloat16)
+    half = torch.optim.AdamW(state["model"].parameters())
+    load_training_state(tmp_path, **state | {"optimizer": half, "settings": False})
+    assert {s["exp_avg"].dtype for s in half.state.values()} == {torch.bfloat16}
 
 
 def test_a_folder_of_weights_alone_cannot_be_resumed(tmp_path):

@@ -80,6 +80,7 @@ def test_what_stands_for_a_key_is_compared_in_its_place():
     assert "checkpoint (was weights of sha256 abababab, is" in refused(base="cd" * 32)
     assert "batch_size (was 8 rows a step" in refused("batch_size=4", rows_per_step=4)
     assert "batch_size (was 8 rows a step" in refused(rows_per_step=16)  # twice the processes
+    assert "(was false, is true)\n" in refused("packed=true", packed_tokens=192)
 
 
 def test_what_changes_rounding_alone_is_noted():

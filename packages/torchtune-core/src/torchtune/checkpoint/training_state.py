@@ -238,7 +238,8 @@ def _state_tensor(
     """
     if tensors.shape(name) != tuple(parameter.shape) or not parameter.dim():
         return _placed(tensors, parameter.device, name, on_cpu)
-    dtype = parameter.dtype if as_parameter else DTYPES[tensors.entry(name).dtype]
+    dtype = DTYPES[tensors.entry(name).dtype]
+    dtype = parameter.dtype if as_parameter and dtype.is_floating_point else dtype
     place = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     tensors.fill(name, place)
     return place

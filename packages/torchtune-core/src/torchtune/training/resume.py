@@ -60,8 +60,8 @@ SHOWN = {
     "packed_micro_batches_per_step": "{} micro-batches a step over all processes",
 }
 
-SETTINGS = ("optimizer", "param_groups", "lr_scheduler")
-"""Keys whose numbers lie in the training state as well."""
+SETTINGS = ("optimizer", "param_groups", "lr_scheduler", "dtype", "master_weights")
+"""Keys that what lies in the training state hangs on."""
 
 ABSENT = object()
 
@@ -187,8 +187,9 @@ def _changes(
 def _causes(fact: str, differ: Collection[Change], was: Any, now: Any) -> list[Change]:
     """Return the keys that made a fact another, or the fact under the name of its first key."""
     causes = [change for change in differ if _first(change.key) in FOLLOWS[fact]]
-    if causes and fact.endswith("sha256"):
-        return causes
+    packed = [change for change in causes if change.key == "packed"]  # changes what is counted
+    if packed or (causes and fact.endswith("sha256")):
+        return packed or causes
     key = causes[0].key if causes else FOLLOWS[fact][0]
     return [Change(key, SHOWN[fact].format(str(was)), SHOWN[fact].format(str(now)))]
 
