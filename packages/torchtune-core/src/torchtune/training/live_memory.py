@@ -1,6 +1,7 @@
 """Counting what torch's tensors hold as they come and go."""
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,8 @@ class LiveMemory(TorchDispatchMode):
         part = "communication" if func.namespace in _SENDING else self._phase
         if func is torch.ops.aten._to_copy.default and self._part_of(args[0]) == "weights":
             part = "weights"  # a copy to compute with
+        if func is torch.ops.aten.add.Tensor and _adds_gradients():
+            self._write_over(args[0], result)
         for tensor in _tensors(result):
             self._count(tensor, part)
         if part == "communication":
@@ -180,6 +183,14 @@ class LiveMemory(TorchDispatchMode):
                 if held is not None and held.part == "activations":
                     held.part = "communication"
 
+    def _write_over(self, old: Tensor, new: Tensor) -> None:
+        """Take `new` to lie where `old` was: with values backward adds up gradients in place."""
+        held = self._alive.pop(old.untyped_storage()._cdata, None)
+        if held is not None:
+            storage = new.untyped_storage()
+            self._alive[storage._cdata] = held
+            weakref.finalize(storage, self._end, storage._cdata).atexit = False
+
     def _count(self, tensor: Tensor, part: str) -> None:
         if tensor.device.type == "meta":
             return
@@ -196,8 +207,11 @@ class LiveMemory(TorchDispatchMode):
 
     def _end(self, key: int) -> str:
         self._clock += 1
-        self._alive[key].died = self._clock
-        return self._alive.pop(key).part
+        held = self._alive.pop(key, None)
+        if held is None:  # written over
+            return ""
+        held.died = self._clock
+        return held.part
 
     @property
     def _resizing(self) -> Callable[..., Any]:
@@ -211,6 +225,14 @@ class LiveMemory(TorchDispatchMode):
             return result
 
         return resize_
+
+
+def _adds_gradients() -> bool:
+    """Whether the operation at hand is backward's own, and not one of a function that it calls."""
+    frame = sys._getframe(1).f_back
+    while frame is not None and "/torch/_" in frame.f_code.co_filename.replace("\\", "/"):
+        frame = frame.f_back  # torch's own wrappers of a dispatch mode
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
