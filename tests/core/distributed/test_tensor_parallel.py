@@ -48,6 +48,8 @@ CASES = {
     "not sharded": {"shard": False},
 }
 
+WITH_DATA = ("full", "odd vocabulary, tied, smoothed", "LoRA, tied, biases", "LoRA on the head")
+
 
 def micro_batch(number: int) -> Batch:
     """Return two documents; every second row has an odd length, and the third trains nothing."""
@@ -145,19 +147,15 @@ def compiled(tensor):
 def everything(tensor):
     """Run every case in one start of the processes."""
     world = join_world("cpu", Parallel(tensor=tensor))
-    found = {}
-    found["gradients"] = {
-        n: gradients(case, world) for n, case in CASES.items() if fits(case, world)
-    }
+    names = CASES if world.data_size == 1 else WITH_DATA
+    found = {"gradients": {name: gradients(CASES[name], world) for name in names}}
     found["outputs"] = {name: outputs(CASES[name], world) for name in ("full", "LoRA on the head")}
     found["steps"] = {name: train(CASES[name], world) for name in ("full", "LoRA")}
     found["bf16"] = in_bf16(world)
+    if world.data_size > 1:
+        replicas = join_world("cpu", Parallel(tensor=tensor, data_replicate=world.data_size))
+        found["gradients"]["tied"] = gradients(CASES["tied"], replicas)
     return found
-
-
-def fits(case, world):
-    """Say whether the case cuts no rows over processes without anything to add them up."""
-    return case.get("shard", True) or world.data_size == 1
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +262,7 @@ def test_the_sizes_that_divide_are_named():
     sizes = SIZES | dict(num_heads=16, num_kv_heads=8)
     with fake_world(3, Parallel(tensor=3)) as world, pytest.raises(ConfigError) as error:
         tensor_parallel(llama(**sizes), world)
-    assert "2, 4, 8" in error.value.do
+    assert error.value.do == "use tensor=1, 2, 4 or 8"
 
 
 def test_dropout_in_an_adapter_is_refused():

@@ -82,11 +82,11 @@ def check_tensor_plan(model: Decoder, size: int) -> None:
         misfits.append(f"{rows} token ids")
     if misfits:
         common = math.gcd(*(count for count, _ in counts))
-        fitting = [str(n) for n in range(2, common + 1) if common % n == 0]
+        *fitting, most = (str(n) for n in range(1, common + 1) if common % n == 0)
         raise ConfigError(
             "E-PARALLEL", f"{', '.join(misfits)} do not divide by {size}",
             where="parallel.tensor",
-            do=f"sizes that divide: {', '.join(fitting) or 'none'}; or tensor=1",
+            do=f"use tensor={', '.join(fitting)} or {most}" if fitting else "use tensor=1",
         )  # fmt: skip
     dropped = [name for name, layer in adapters(model).items() if layer.dropout]
     if dropped:
