@@ -78,6 +78,9 @@ def estimate_memory(
         row_tokens: Tokens of each.
         processes: Over how many the model is spread.
         device: Whose kernels are counted, ``cpu`` or ``cuda``; nothing of it need be there.
+
+    Returns:
+        The bytes on the first process, by part.
     """
     if hasattr(params, "compile"):
         params = replace(params, compile=False)

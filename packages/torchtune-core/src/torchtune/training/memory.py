@@ -63,10 +63,10 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "communica
 def plan_memory(
     model: nn.Module, params: Any, *, row_tokens: int, world: World | None = None
 ) -> MemoryPlan:
-    """Return what training with `params` takes at its fullest moment, in microseconds.
+    """Return what training with `params` takes at its fullest moment, by a formula.
 
-    A formula, for the line that a run prints before its first step, and for the moment when there is
-    no memory left to count with; `estimate_memory` counts tensor by tensor, takes seconds and cannot
+    For the line that a run prints before its first step, and for the moment when there is no memory
+    left to count with; `estimate_memory` counts tensor by tensor, takes seconds and cannot
     run where processes have met. The two agree within 15 %.
 
     Args:
@@ -93,14 +93,15 @@ def plan_memory(
 
 
 def _plan(sizes: ModelSizes, settings: Settings) -> MemoryPlan:
-    return MemoryPlan(sizes.parameters, sizes.trained, **fullest_moment(sizes, settings))
+    parts: dict[str, Any] = {**fullest_moment(sizes, settings)}
+    return MemoryPlan(sizes.parameters, sizes.trained, **parts)
 
 
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes held so far: by torch on a GPU `device`, by the process on a CPU.
 
-    Counting the tensors on a CPU, through the profiler or a dispatch mode, costs more than a tenth
-    of a step; what the system knows of the process costs nothing.
+    Counting tensors on a CPU takes a dispatch mode or the profiler, which see every operation of every
+    step; asking the system for the process takes microseconds.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

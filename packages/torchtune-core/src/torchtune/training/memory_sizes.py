@@ -131,8 +131,9 @@ def _widest(block: nn.Module) -> int:
 def _heads(block: nn.Module) -> int:
     for group in block.modules():
         linears = [child for child in group.children() if isinstance(child, nn.Linear)]
-        if linears and hasattr(group, "head_dim"):
-            return linears[-1].in_features // int(group.head_dim)
+        head_dim: Any = getattr(group, "head_dim", None)
+        if linears and head_dim:
+            return linears[-1].in_features // int(head_dim)
     return 0
 
 
