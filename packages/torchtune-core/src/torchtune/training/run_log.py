@@ -17,6 +17,9 @@ __all__ = ["RunLog"]
 SHOWN = {"loss": "{:.4f}", "val_loss": "{:.4f}", "lr": "{:.2e}", "tokens_per_second": "{:,.0f}"}
 """The figures beside the progress bar."""
 
+SECONDS_BETWEEN_LINES = 30.0
+"""How often the bar is drawn into a file, where each drawing stays."""
+
 SECONDS_BETWEEN_PICTURES = 60
 
 
@@ -72,7 +75,8 @@ class RunLog:
             return
         if self._bar is None:
             done = progress.step - 1
-            self._bar = tqdm(total=self._total, initial=done, unit="step", mininterval=0.5)
+            often = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+            self._bar = tqdm(total=self._total, initial=done, unit="step", mininterval=often)
         shown = {key: form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(progress.step - self._bar.n)
