@@ -1,5 +1,6 @@
 """Cutting a model over the processes of a world."""
 
+import warnings
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,7 +70,9 @@ def _sharding_mesh(mesh: "DeviceMesh") -> "DeviceMesh":
         names = ("shard",)
     if mesh["data_replicate"].size() > 1:
         names = ("data_replicate", *names)
-    return mesh[names]
+    with warnings.catch_warnings():  # torch has no other way yet to have a flat dimension in two
+        warnings.filterwarnings("ignore", "Slicing a flattened dim")
+        return mesh[names]
 
 
 def _mesh_of_one(device: torch.device) -> "DeviceMesh":
