@@ -121,7 +121,8 @@ def test_a_second_signal_stops_at_once_and_loses_nothing_older(processes, number
     assert process.returncode == code
     assert [line["step"] for line in runs.metrics("run")] == [1]
     assert latest.resolve().name == "step_000001"
-    runs.here("run", *LONG_STEP, "dataset.split=train[:600]", AUTO, "max_steps=1")
+    same_rows = (*LONG_STEP, "dataset.split=train[:600]", f"batch_size={8 * processes}")
+    runs.here("run", *same_rows, AUTO, "max_steps=1")
     assert "nothing left to do" in runs.said
 
 
