@@ -159,7 +159,12 @@ def check_same_run(
 
 
 def replay_schedule(scheduler: "LRScheduler | None", step: int) -> None:
-    """Bring a fresh schedule to where it is after `step` optimizer steps; None stays None."""
+    """Bring a fresh schedule to where it is after `step` optimizer steps.
+
+    Args:
+        scheduler: One that has taken no step; None is left alone.
+        step: Optimizer steps done.
+    """
     if scheduler is None:
         return
     with warnings.catch_warnings():
