@@ -22,7 +22,17 @@ def kill(*arguments: str, timeout: float) -> None:
 
 
 def test_four_kills_of_one_process_and_of_two_lose_nothing():
-    kill("--kills", "4", "--form", "full-1", "--form", "lora-2-background", "--jobs", "1", timeout=300)
+    kill(
+        "--kills",
+        "4",
+        "--form",
+        "full-1",
+        "--form",
+        "lora-2-background",
+        "--jobs",
+        "1",
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
