@@ -68,7 +68,7 @@ def test_what_does_not_fit_exits_1_and_the_words_that_it_names_make_it_fit(tune,
     assert done.returncode == 1 and best["fits"]
     again = tune(*words, "batch_size=8", *best["words"].split(), *few)
     assert again.returncode == 0
-    assert json.loads(again.stdout)["peak_bytes"] == best["peak_bytes"]
+    assert json.loads(again.stdout)["peak_bytes"] == pytest.approx(best["peak_bytes"], rel=1e-3)
 
 
 @pytest.mark.slow
