@@ -65,7 +65,8 @@ class RemoteFolder:
             self._bring(name, folder)
         except OSError as error:
             do = "look at the network and your rights"
-            raise TuneError("E-REMOTE-READ", f"{error}", where=self.url, do=do) from error
+            what = f"the folder cannot be read: {error}"
+            raise TuneError("E-REMOTE-READ", what, where=self.url, do=do) from error
 
     def push(self, folder: Path) -> None:
         """Copy what is new in `folder`, and delete the steps that are no longer in it.

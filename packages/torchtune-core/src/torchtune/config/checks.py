@@ -70,7 +70,7 @@ class Checks:
             self.that(low <= found <= high, key, what)
 
     def auto_has_checkpoint(self, *keys: str) -> None:
-        """Note a fault of each key that is ``auto`` where ``checkpoint`` is not given."""
+        """Note a fault of each of the `keys` that is ``auto`` where ``checkpoint`` is not given."""
         for key in keys:
             given = self.component(key) != "auto" or self.value("checkpoint")
             self.that(bool(given), key, f"'{key}: auto' needs a checkpoint", "checkpoint=DIR")

@@ -38,10 +38,11 @@ def remote_place(url: str) -> tuple[Any, str]:
         kind = url.partition(":")[0]
         package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
         do = f"pip install {package.get(kind, kind)}"
-        raise MissingError("E-REMOTE-PACKAGE", f"{error}", where=url, do=do) from None
+        what = f"a package is not installed: {error}"
+        raise MissingError("E-REMOTE-PACKAGE", what, where=url, do=do) from None
     except ValueError as error:
         do = "give a local path, or a URL such as s3://bucket/folder"
-        raise ConfigError("E-REMOTE", f"{error}", where=url, do=do) from None
+        raise ConfigError("E-REMOTE", f"not a place of fsspec: {error}", where=url, do=do) from None
     return fs, path
 
 
