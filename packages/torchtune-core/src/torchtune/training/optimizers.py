@@ -68,7 +68,7 @@ def adamw_8bit(
         ConfigError: E-OPTIMIZER-SHARDED: the parameters are cut over processes.
     """
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise MissingError(
             "E-BITSANDBYTES", f"adamw_8bit needs bitsandbytes, which cannot be imported: {error}",

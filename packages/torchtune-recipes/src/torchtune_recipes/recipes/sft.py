@@ -264,10 +264,11 @@ class SFTRecipe:
 
     def _setup_resume(self) -> tuple[dict[str, Any], training.Resumed]:
         """Record what makes this run what it is; say how the run gone on with differs from it."""
-        p, rows, steps, world = self.params, self.steps.identity(), self.total_steps, self.world
+        p, rows, total, world = self.params, self.steps.identity(), self.total_steps, self.world
         digest = partial(checkpoint.weights_digest, p.checkpoint) if p.checkpoint else lambda: None
         base = checkpoint.on_main(world, digest)
-        now = training.run_conditions(p, rows=rows, base_sha256=base, total_steps=steps, world=world)
+        conditions = partial(training.run_conditions, p, base_sha256=base, world=world)
+        now = conditions(rows=rows, total_steps=total)
         resumed = training.check_same_run(self.saved.get("conditions", now), now, p)
         record = partial(training.record_run, self.run.path, p, base_sha256=base)
         checkpoint.on_main(world, record, self.run.path)
