@@ -9,6 +9,7 @@ from torch import nn
 
 from torchtune.distributed.precision import compute_in
 from torchtune.distributed.world import World
+from torchtune.modules.kernels import kernels_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -51,7 +52,7 @@ def shard(
     if world.mesh is not None or cpu_offload:
         mesh = _sharding_mesh(world.mesh) if world.mesh else _mesh_of_one(world.device)
         _fully_shard(model, mesh, compute_dtype, reshard_after_forward, cpu_offload)
-        if world.device.type != "cpu":
+        if kernels_of(world.device) != "cpu":
             _gather_ahead(model.blocks)
     elif compute_dtype is not None:
         compute_in(model, compute_dtype)
