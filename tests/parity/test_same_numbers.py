@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import runpy
 from functools import partial
@@ -77,7 +78,8 @@ def run_variants(folder, shared, variants):
     import torch.distributed as dist
     from torchtune.config import TuneArgumentParser
 
-    dist.destroy_process_group = lambda: None
+    if "RANK" in os.environ:
+        dist.destroy_process_group = lambda: None  # the next run takes the same processes
     recipe = runpy.run_path(str(RECIPE), run_name="recipe")
     for name, words in variants.items():
         given = (

@@ -111,7 +111,7 @@ def test_each_shell_offers_it(offered, line, words):
 
 def test_values_of_a_key_are_offered_after_its_sign(offered):
     found = {word.removeprefix("dtype=") for word in offered("run sft dtype=")}
-    assert found == {"bf16", "fp32"}
+    assert found == {"bf16", "fp16", "fp32"}
 
 
 def test_a_file_is_offered_where_no_word_is_known(offered, tmp_path):

@@ -39,7 +39,7 @@ def test_a_shipped_config_is_valid_by_the_schema_that_it_names(config):
         ("batch_size: 2", "bath_size: 2"),
         ("batch_size: 2", "batch_size: two"),
         ("packed: true", "packed: 1"),
-        ("packed: true", "packed: true\ndtype: fp16"),
+        ("packed: true", "packed: true\ndtype: fp64"),
         ("_component_: adamw", "_component_: adamv"),
         ("  rank: 16", "  rnk: 16"),
         ("  lr: 2e-4", "  lr: high"),

@@ -37,8 +37,7 @@ def tokenize_rows(
     """Return all rows as tokens, those too long cut, and those that train nothing left out.
 
     Longer rows are cut from the right and get no end token that they did not have. What was cut
-    and left out stands in the ``report`` of the result. Where rows went through a chat template it
-    is the tokenizer's own from here on, so that it is saved with the model that learns it.
+    and left out stands in the ``report`` of the result.
 
     Args:
         rows: From `load_rows`, or a list of dicts, or a ``datasets.Dataset``.
@@ -60,8 +59,6 @@ def tokenize_rows(
         taken.add(rows, index, tokens, trained)
     if not len(taken.lines):
         raise _nothing(rows, taken)
-    if rows.has_chats:
-        form.tokenizer.chat_template = form.template
     return taken.documents(rows, time.monotonic() - started)
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torchtune.data import Batch, pad_batch
 from torchtune.distributed.world import World
 from torchtune.errors import ConfigError
 from torchtune.modules import Attend, flat_attention
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from torchtune.data import Batch
 
 __all__ = ["context_parallel"]
 
@@ -82,6 +83,8 @@ class _RowForward:
         if isinstance(x, Tensor) or loss is None or attend is not None:
             out = self.forward(x, loss=loss, attend=attend, **others)
             return _scale_gradient(out, 1 / self.size)
+        from torchtune.data import pad_batch  # late: brings the tokenizers
+
         row = pad_batch(x, self.multiple)
         whole = flat_attention(row.lengths, row.tokens.device)
         exchanged = _HeadsForSequence(whole, self.group, self.size)
@@ -89,7 +92,7 @@ class _RowForward:
         total: Tensor = _Sum.apply(part, self.group)
         return total
 
-    def _part(self, row: Batch) -> Batch:
+    def _part(self, row: "Batch") -> "Batch":
         """Return this process's tokens; who sees whom is not in their lengths any more."""
         length = len(row.tokens) // self.size
         span = slice(self.rank * length, (self.rank + 1) * length)

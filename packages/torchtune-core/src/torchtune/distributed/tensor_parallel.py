@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchtune.data import pad_batch
 from torchtune.distributed.tensor_group import TensorGroup
 from torchtune.distributed.tensor_plan import Cut, check_tensor_plan, cuts_of
 from torchtune.distributed.world import World
@@ -150,6 +149,8 @@ class _CutForward:
         self, x: Any, *, loss: Any = None, attend: Attend | None = None, **others: Any
     ) -> Tensor:
         """Return what the whole model returns; the loss sees its part of the output matrix."""
+        from torchtune.data import pad_batch  # late: brings the tokenizers
+
         with self._shown_ends():
             if isinstance(x, Tensor):
                 return self._whole(self.forward(x, **others))

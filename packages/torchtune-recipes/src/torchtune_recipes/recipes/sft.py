@@ -218,6 +218,8 @@ class SFTRecipe:
             rows, self.form, max_seq_len=self.max_seq_len, workers=p.num_workers,
             progress=self.world.is_main,
         )  # fmt: skip
+        if documents.report and documents.report.templated:
+            self.form.tokenizer.chat_template = self.form.template  # saved with every checkpoint
         self.log.say(key, documents.report)
         return documents
 
@@ -322,15 +324,13 @@ class SFTRecipe:
             self.progress = self.load_checkpoint() or Progress()
             repeated = self._step(batches)
             self.log.log({}, self.progress, self._look(at_once=True))
-        total = self.total_steps
-        self.log.say("rehearsal", training.rehearsed(metrics, repeated, total, p, saved))
+        self.log.say("rehearsal", training.rehearsed(metrics, repeated, self.total_steps, p, saved))
 
     def _step(self, batches: list[data.Batch]) -> StepMetrics:
         """Take one optimizer step, look at the model where it is time to, and log."""
         metrics = training.train_step(
-            self.model, self.optimizer, batches, self.world, loss=self.loss,
+            self.model, self.optimizer, batches, self.world, loss=self.loss, update=self.update,
             max_norm=self.params.clip_grad_norm, scheduler=self.scheduler, step=self.progress.step + 1,
-            update=self.update,
         )  # fmt: skip
         self.progress = self.progress.after(metrics, steps_per_epoch=self.steps.per_epoch)
         self.log.log(metrics.figures(), self.progress, self._look())
