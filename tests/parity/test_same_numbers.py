@@ -33,32 +33,46 @@ METHODS = {
 }
 BOTH = ("full", "lora")
 ALONE, RECOMPUTED = "batch_size=8", "enable_activation_checkpointing=true"
+SELECTIVE = "activation_checkpointing_mode=selective"
 IN_BACKWARD = "optimizer_in_bwd=true"
+LORA = ("lora",)
 RUNS = (
     (1, "alone", (ALONE,), tuple(METHODS)),
     (1, "accumulated", ("batch_size=2", "gradient_accumulation_steps=4"), BOTH),
     (1, "chunked", (ALONE, "loss.chunk_tokens=7"), ("full",)),
-    (1, "compiled", (ALONE, "compile=true"), BOTH),
-    (1, "recomputed", (ALONE, RECOMPUTED), BOTH),
-    (1, "selective", (ALONE, RECOMPUTED, "activation_checkpointing_mode=selective"), BOTH),
+    (1, "compiled", (ALONE, "compile=true"), ("full",)),
+    (1, "recomputed", (ALONE, RECOMPUTED), ("full",)),
+    (1, "selective", (ALONE, RECOMPUTED, SELECTIVE), BOTH),
     (1, "offloaded", (ALONE, RECOMPUTED, "enable_activation_offloading=true"), ("full",)),
     (1, "in_backward", (ALONE, IN_BACKWARD), ("unclipped",)),
     (2, "fsdp", ("batch_size=4",), BOTH),
-    (2, "accumulated", ("batch_size=2", "gradient_accumulation_steps=2"), BOTH),
-    (2, "kept_whole", ("batch_size=4", "fsdp_reshard_after_forward=false"), ("full",)),
-    (2, "on_the_cpu", ("batch_size=4", "fsdp_cpu_offload=true"), ("full",)),
-    (2, "replicated", ("batch_size=4", "parallel.data_replicate=2"), BOTH),
+    (2, "replicated", ("batch_size=4", "parallel.data_replicate=2"), ("full",)),
     (2, "context", (ALONE, "parallel.context=2"), BOTH),
     (2, "tensor", (ALONE, "parallel.tensor=2"), BOTH),
-    (2, "tensor_recomputed", (ALONE, "parallel.tensor=2", RECOMPUTED), ("full",)),
     (2, "in_backward", ("batch_size=4", IN_BACKWARD), ("unclipped",)),
-    (4, "fsdp", ("batch_size=2",), BOTH),
+    (4, "fsdp", ("batch_size=2",), ("full",)),
     (4, "hybrid", ("batch_size=2", "parallel.data_replicate=2"), BOTH),
-    (4, "context_fsdp", ("batch_size=4", "parallel.context=2"), ("full",)),
     (4, "tensor_fsdp", ("batch_size=4", "parallel.tensor=2"), BOTH),
-    (4, "tensor_context", (ALONE, "parallel.tensor=2", "parallel.context=2"), ("full",)),
 )
 """Processes, what is done, how, and with which methods."""
+
+MORE_RUNS = (
+    (1, "alone", (ALONE,), tuple(METHODS)),
+    (1, "compiled", (ALONE, "compile=true"), LORA),
+    (1, "recomputed", (ALONE, RECOMPUTED), LORA),
+    (1, "chunked", (ALONE, "loss.chunk_tokens=7"), LORA),
+    (1, "offloaded", (ALONE, RECOMPUTED, "enable_activation_offloading=true"), LORA),
+    (2, "accumulated", ("batch_size=2", "gradient_accumulation_steps=2"), BOTH),
+    (2, "kept_whole", ("batch_size=4", "fsdp_reshard_after_forward=false"), BOTH),
+    (2, "on_the_cpu", ("batch_size=4", "fsdp_cpu_offload=true"), BOTH),
+    (2, "replicated", ("batch_size=4", "parallel.data_replicate=2"), LORA),
+    (2, "compiled", ("batch_size=4", "compile=true"), ("full",)),
+    (2, "tensor_recomputed", (ALONE, "parallel.tensor=2", RECOMPUTED), BOTH),
+    (4, "fsdp", ("batch_size=2",), LORA),
+    (4, "context_fsdp", ("batch_size=4", "parallel.context=2"), BOTH),
+    (4, "tensor_context", (ALONE, "parallel.tensor=2", "parallel.context=2"), BOTH),
+)
+"""Those that are left to the slow tests."""
 
 
 def write_rows(path):
@@ -94,11 +108,11 @@ def run_variants(folder, shared, variants):
         run.cleanup()
 
 
-def variants(processes):
+def variants(processes, runs=RUNS):
     """Return every run of so many processes, with each of its methods, and what is given to it."""
     return {
         f"{count}_{name}_{method}": (*METHODS[method], *words)
-        for count, name, words, methods in RUNS
+        for count, name, words, methods in runs
         if count == processes
         for method in methods
     }
@@ -107,10 +121,19 @@ def variants(processes):
 @pytest.fixture(scope="module")
 def folder(shared, tmp_path_factory):
     """Where all variants were run: those of a world one after the other."""
-    folder = tmp_path_factory.mktemp("numbers")
+    return ran(tmp_path_factory.mktemp("numbers"), shared, RUNS)
+
+
+@pytest.fixture(scope="module")
+def more(shared, tmp_path_factory):
+    """The same for those that are left to the slow tests."""
+    return ran(tmp_path_factory.mktemp("more_numbers"), shared, MORE_RUNS)
+
+
+def ran(folder, shared, runs):
     write_rows(folder / "rows.jsonl")
     for count in (1, 2, 4):
-        run_distributed(run_variants, count, folder, shared, variants(count), timeout=400)
+        run_distributed(run_variants, count, folder, shared, variants(count, runs), timeout=400)
     return folder
 
 
@@ -125,6 +148,16 @@ def weights(folder):
 
 @pytest.mark.parametrize("variant", [name for count in (1, 2, 4) for name in variants(count)])
 def test_every_step_and_the_weights_are_those_of_one_process(variant, folder):
+    assert_same_numbers(folder, variant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [n for count in (1, 2, 4) for n in variants(count, MORE_RUNS)])
+def test_more_runs_give_the_numbers_of_one_process(variant, more):
+    assert_same_numbers(more, variant)
+
+
+def assert_same_numbers(folder, variant):
     alone = folder / f"1_alone_{variant.rpartition('_')[2]}"
     for line, expected in zip(metrics(folder / variant), metrics(alone), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)

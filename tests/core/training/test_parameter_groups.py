@@ -195,7 +195,7 @@ def test_adamw_in_8_bits_is_refused_over_processes():
 
 
 def test_without_bitsandbytes_the_error_names_the_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(MissingError, match="adamw_8bit needs bitsandbytes") as caught:
         training.adamw_8bit(tiny().parameters())
     assert caught.value.do == "pip install bitsandbytes"
