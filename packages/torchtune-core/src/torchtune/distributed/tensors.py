@@ -26,7 +26,7 @@ __all__ = [
 class Part(NamedTuple):
     """A box cut out of a tensor.
 
-    Attributes:
+    Args:
         offsets: Where it begins, one number a dimension.
         sizes: Its shape; a process without a share of the tensor holds no element.
     """

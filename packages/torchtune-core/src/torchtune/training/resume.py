@@ -69,7 +69,7 @@ ABSENT = object()
 class Resumed(NamedTuple):
     """What differs from the run that is gone on with, where that is no fault.
 
-    Attributes:
+    Args:
         notes: To be told to the user.
         new_settings: Whether the optimizer's and the schedule's numbers must come from the config,
             and not from the checkpoint: `torchtune.checkpoint.load_training_state`, and
