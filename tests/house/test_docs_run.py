@@ -27,8 +27,8 @@ from torchtune_recipes import catalog
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/*.md"))]
 BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(sh|python|yaml|json|text)\n(.*?)^```$", re.M | re.S)
-EVERY_TIME = {"README.md", "docs/data.md", "docs/recipes.md"}
-"""Pages that the default suite runs, one for each kind of reader; the others run with the slow tests."""
+EVERY_TIME = {"README.md", "docs/data.md"}
+"""Pages that the default suite runs; the others run with the slow tests."""
 
 RUNNERS = {"sh": ("bash", "-euo", "pipefail", "-c"), "python": (sys.executable, "-c")}
 

@@ -81,7 +81,7 @@ def test_arguments_alone_mean_the_usual_evaluator(runs):
     assert "my.yaml:3" in done.stderr and "'every_n_steps'" in done.stderr
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_rehearsal_does_everything_and_leaves_nothing(processes, runs):
     arguments = ["max_steps=9", "validation_split=0.1", "peft=lora", "batch_size=2"]
     command = runs.start("out", *arguments, "--rehearse", processes=processes)

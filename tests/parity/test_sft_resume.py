@@ -62,7 +62,7 @@ def assert_same_run(runs, name, other):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_ends_in_the_same_bits(processes, module_runs, whole):
     name, expected = f"killed_{processes}", whole(processes)
     process = module_runs.start(name, *LENGTH, AUTO, processes=processes)
