@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torchtune import training
+from torchtune.distributed import World
 from torchtune.errors import TuneError
 
 transformers = pytest.importorskip("transformers")
@@ -121,11 +122,11 @@ def metrics(loss):
 
 def test_a_step_that_differs_after_a_reload_is_an_error(tmp_path):
     with pytest.raises(TuneError, match="E-REHEARSAL-RESUME"):
-        training.rehearsed(metrics(2.0), metrics(2.1), 100, Saves(), tmp_path)
+        training.rehearsed(metrics(2.0), metrics(2.1), 100, Saves(), tmp_path, World())
 
 
 def test_checkpoints_that_do_not_fit_on_the_disk_are_an_error(tmp_path):
     with (tmp_path / "weights").open("wb") as file:
         file.truncate(2**43)  # sparse: it takes no room itself
     with pytest.raises(TuneError, match="E-REHEARSAL-DISK"):
-        training.rehearsed(metrics(2.0), metrics(2.0), 100, Saves(), tmp_path)
+        training.rehearsed(metrics(2.0), metrics(2.0), 100, Saves(), tmp_path, World())

@@ -2,10 +2,10 @@
 
 import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from torchtune.distributed import World
 from torchtune.errors import TuneError
 from torchtune.training.progress import StepMetrics
 
@@ -28,6 +28,7 @@ def rehearsed(
     steps: int,
     params: HasSaves,
     folder: Path,
+    world: World,
 ) -> str:
     """Compare a step with itself after saving and loading, and say what the whole run will take.
 
@@ -37,6 +38,7 @@ def rehearsed(
         steps: Optimizer steps of the whole run.
         params: The recipe's params, which say how often it saves.
         folder: A step folder that the rehearsal has saved.
+        world: The processes, which all call this; the main one alone looks into the folder.
 
     Returns:
         A few lines for the user. The time is an upper bound where the rows were the longest.
@@ -50,8 +52,10 @@ def rehearsed(
         do = "a model or optimizer of your own may keep state outside of its state_dict"
         raise TuneError("E-REHEARSAL-RESUME", what, do=do)
     saves = _folders(steps, params.save_every_n_steps, params.keep_last_n_checkpoints)
-    size = _size([path for path in folder.rglob("*") if path.is_file()])
-    _check_disk(saves * size, folder)
+    size, free = world.broadcast(
+        _measure(folder) if world.is_main else (0, 0)
+    )  # it may then vanish
+    _check_disk(saves * size, free)
     seconds = min(step.seconds, repeated.seconds)
     return (
         f"all well: steps, validation, saving, reloading, generation\n"
@@ -68,12 +72,13 @@ def _folders(steps: int, every: int | None, keep: int | None) -> int:
     return min(written, keep + 1) if keep else written
 
 
-def _size(files: Sequence[Path]) -> int:
-    return sum(path.stat().st_size for path in files)
+def _measure(folder: Path) -> tuple[int, int]:
+    """Return the bytes in a folder, and those that are free beside it."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return size, shutil.disk_usage(folder).free
 
 
-def _check_disk(needed: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_disk(needed: int, free: int) -> None:
     if needed > free:
         what = f"the checkpoints take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
         do = "keep_last_n_checkpoints=2, a larger save_every_n_steps, or another output_dir"

@@ -324,7 +324,8 @@ class SFTRecipe:
             self.progress = self.load_checkpoint() or Progress()
             repeated = self._step(batches)
             self.log.log({}, self.progress, self._look(at_once=True))
-        self.log.say("rehearsal", training.rehearsed(metrics, repeated, self.total_steps, p, saved))
+        found = training.rehearsed(metrics, repeated, self.total_steps, p, saved, self.world)
+        self.log.say("rehearsal", found)
 
     def _step(self, batches: list[data.Batch]) -> StepMetrics:
         """Take one optimizer step, look at the model where it is time to, and log."""
@@ -386,9 +387,8 @@ class SFTRecipe:
         if self.params.rehearse:
             self.log.say("next", "the same command without --rehearse")
         else:
-            place = self.params.output_dir
             self.log.say("result", f"{self.run.place}/latest, its losses in loss.png")
-            self.log.say("next", f'tune generate --checkpoint {place} --prompt "..."')
+            self.log.say("next", f'tune generate --checkpoint {self.run.place} --prompt "..."')
         self.world.close()
 
 
