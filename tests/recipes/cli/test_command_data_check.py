@@ -59,7 +59,7 @@ def test_rows_are_cut_where_asked(tune, model, tmp_path):
         (["nothing.jsonl"], 3, "there is no file or folder 'nothing.jsonl'"),
         (["empty.jsonl"], 4, "the data set has no rows"),
         (["rows.jsonl", "--max-seq-len", "513"], 2, "more than the model's 512 positions"),
-        (["rows.jsonl", "--rows", "0"], 2, "--rows is 0"),
+        (["rows.jsonl", "--rows", "0"], 2, "--rows: is 0"),
         (["rows.jsonl", "--columns", "output"], 2, "'output' is not PART=COLUMN"),
         (["rows.jsonl", "--chat-template", "nothing"], 3, "nothing"),
     ],

@@ -82,6 +82,8 @@ def test_a_known_model_needs_no_download(tune):
     ("more", "message"),
     [
         (["--gpu-memory", "much"], "'much' is no size of a memory"),
+        (["--gpus", "0"], "--gpus: is 0; it must be a whole number of at least 1"),
+        (["--row-tokens", "-2"], "--row-tokens: is -2; it must be"),
         (["dataset=org/name"], "--row-tokens 2048"),
         (["learning_rate=1"], "there is no key 'learning_rate'"),
     ],

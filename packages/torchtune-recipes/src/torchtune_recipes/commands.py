@@ -16,7 +16,16 @@ from torchtune.errors import ConfigError, MissingError
 from torchtune_recipes import catalog
 from torchtune_recipes.plugins import EntryPoint, entry_points, module_path
 
-__all__ = ["JOURNEY", "Command", "command_parser", "commands", "find_command", "load_command"]
+__all__ = [
+    "JOURNEY",
+    "Command",
+    "Parser",
+    "at_least_one",
+    "command_parser",
+    "commands",
+    "find_command",
+    "load_command",
+]
 
 JOURNEY = {
     "find and fetch a model": ("ls", "cat", "download", "inspect"),
@@ -109,14 +118,23 @@ def load_command(command: Command) -> ModuleType:
     raise MissingError("E-COMMAND-PACKAGE", what, do=f'pip install "{command.package}"')
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises `ConfigError` for a wrong word, which no usage text then hides."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError("E-USAGE", f"{self.prog}: {message}", do=f"see `{self.prog} --help`")
 
 
+def at_least_one(text: str) -> int:
+    """Return the number that an option was given, for `type=`; argparse names the option."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text}; it must be a whole number of at least 1")
+    return int(text)
+
+
 def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
     """Return the parser of a command's own words; a wrong word raises `ConfigError`."""
-    parser = _Parser(prog=f"tune {name}", description=module.__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"tune {name}", description=module.__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parser)
     return parser

@@ -14,7 +14,7 @@ from torchtune.errors import ConfigError, Faults, MissingError
 from torchtune.training import MemoryEstimate, estimate_memory
 from torchtune.training.memory_changes import MemoryChange, memory_changes
 
-__all__ = ["Fit", "Run", "bytes_of", "find_fits", "read_run", "with_row"]
+__all__ = ["Fit", "Run", "bytes_of", "find_fits", "read_run", "room_in", "with_row"]
 
 ROOM = 0.9
 """The share of a GPU that tensors can fill: the rest is its context's, its libraries', and gaps."""
@@ -229,13 +229,13 @@ def _after(run: Run, changes: Sequence[MemoryChange], needed: int, limit: int) -
         return None
     values = {key: value for change in changes for key, value in change.values.items()}
     whole = MemoryChange(values, "; ".join(change.costs for change in changes), True)
-    return Fit(whole.overrides, whole.costs, peak, needed - peak, peak <= ROOM * limit)
+    return Fit(whole.overrides, whole.costs, peak, needed - peak, peak <= room_in(limit))
 
 
 def _more_gpus(run: Run, needed: int, limit: int) -> Fit:
     peak = run.estimate().peak_bytes
     words, costs = f"--gpus {run.processes}", "twice the GPUs"
-    return Fit(words, costs, peak, needed - peak, peak <= ROOM * limit)
+    return Fit(words, costs, peak, needed - peak, peak <= room_in(limit))
 
 
 def _together(
@@ -253,6 +253,11 @@ def _together(
         if fit.fits:
             break
     return best
+
+
+def room_in(memory: int) -> int:
+    """Return how many bytes of a GPU's `memory` tensors can fill."""
+    return int(ROOM * memory)
 
 
 def bytes_of(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torchtune.checkpoint.disk import Digest, file_digest, flush, write_flushed
 
 __all__ = [
+    "LATEST",
     "MANIFEST",
     "Manifest",
     "damage",
@@ -24,6 +25,7 @@ __all__ = [
     "whole_steps",
 ]
 
+LATEST = "latest"
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step_\d{6,}")
 

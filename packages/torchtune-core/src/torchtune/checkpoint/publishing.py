@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torchtune.checkpoint.disk import Digest, disk_error, flush, write_flushed
 from torchtune.checkpoint.manifest import (
+    LATEST,
     latest_step,
     read_manifest,
     seal,
@@ -21,9 +22,7 @@ from torchtune.checkpoint.staged_work import StagedWork, Task
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
-__all__ = ["LATEST", "SaveUnderWay", "point_latest", "prune_steps"]
-
-LATEST = "latest"
+__all__ = ["SaveUnderWay", "point_latest", "prune_steps"]
 
 
 class SaveUnderWay:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from torchtune.checkpoint.manifest import (
+    LATEST,
     MANIFEST,
     STEP_FOLDER,
     parse_manifest,
@@ -17,7 +18,6 @@ from torchtune.errors import TuneError
 
 __all__ = ["RemoteFolder", "newest_remote_step"]
 
-LATEST = "latest"
 RECORDS = ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "loss.png")
 
 

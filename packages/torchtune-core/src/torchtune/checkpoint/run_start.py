@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchtune.checkpoint.manifest import (
+    LATEST,
     damage,
     latest_step,
     read_manifest,
     whole_before,
     whole_steps,
 )
-from torchtune.checkpoint.publishing import LATEST
 from torchtune.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 
 from torchtune import checkpoint as files
 from torchtune.data import ChatFormat, Message, Tokenizer, auto_tokenizer
-from torchtune.distributed import World, check_dtype, shard, tensor_parallel
+from torchtune.distributed import DTYPES, World, check_dtype, shard, tensor_parallel
 from torchtune.errors import ConfigError, MissingError
 from torchtune.generation.packing import pack_linears
 from torchtune.models import auto
@@ -142,5 +142,4 @@ def _dtype(wanted: DtypeName | torch.dtype, folder: Path) -> torch.dtype:
         return wanted
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     own = config.get("dtype", config.get("torch_dtype"))
-    named = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    return named.get(wanted, torch.float32 if own == "float32" else torch.bfloat16)
+    return DTYPES.get(wanted, torch.float32 if own == "float32" else torch.bfloat16)

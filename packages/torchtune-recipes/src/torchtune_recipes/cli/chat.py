@@ -10,6 +10,8 @@ import sys
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
+from torchtune_recipes.commands import at_least_one
+
 if TYPE_CHECKING:
     from torchtune.generation import Conversation, LoadedCheckpoint, Sampling
 
@@ -39,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--base", metavar="DIR", help="an adapter's base; default: where the adapter says it is")
     add("--system", metavar="TEXT", help="a system message before the conversation")
-    add("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer; default 512")
+    add(
+        "--max-new-tokens",
+        type=at_least_one,
+        default=512,
+        metavar="N",
+        help="of an answer; default 512",
+    )
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default auto")
     add("--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="default auto")
     add("--nproc-per-node", "--nproc_per_node", help=argparse.SUPPRESS)  # refused with what does
@@ -70,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
     alone = [name for name in ("compare", "host", "port") if vars(args)[name] is not None]
     if alone and not args.ui:
         raise ConfigError("E-USAGE", f"--{alone[0]} is for the web page", do="add --ui")
-    if args.max_new_tokens < 1:
-        raise ConfigError("E-USAGE", f"--max-new-tokens is {args.max_new_tokens}; at least 1")
     sampling = _sampling(args)
     _serve(args, sampling) if args.ui else _talk(args, sampling)
     words = ["tune", "evaluate", "--checkpoint", args.checkpoint, "--tasks", "arc_easy"]

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchtune_recipes.commands import at_least_one
+
 if TYPE_CHECKING:
     from torchtune.data import ChatFormat, CheckedRow, Rows
 
@@ -31,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", metavar="PATH", help="a file, a folder, or the id of a data set on the hub")
     add("--checkpoint", required=True, metavar="DIR", help="the model's folder, for its tokenizer")
-    add("--rows", type=int, metavar="N", help="show the first N rows; all if not given")
+    add("--rows", type=at_least_one, metavar="N", help="show the first N rows; all if not given")
     add("--json", action="store_true", help="print one JSON object a row, and nothing else")
     add("--chat-template", metavar="NAME", help="a built-in chat template, or the path of one")
     add(
         "--max-seq-len",
-        type=int,
+        type=at_least_one,
         metavar="N",
         help="cut rows here; the model's positions if not given",
     )
@@ -113,9 +115,6 @@ def _max_seq_len(args: argparse.Namespace) -> int:
     known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     positions = known.get("max_position_embeddings")
     asked = args.max_seq_len
-    for name, value in (("--rows", args.rows), ("--max-seq-len", asked)):
-        if value is not None and value < 1:
-            raise ConfigError("E-USAGE", f"{name} is {value}; it must be at least 1")
     if asked and positions and asked > positions:
         what = f"{asked} tokens are more than the model's {positions} positions"
         raise ConfigError("E-MAX-SEQ-LEN", what, where="--max-seq-len", do=f"at most {positions}")

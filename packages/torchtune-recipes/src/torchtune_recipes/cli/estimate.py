@@ -8,11 +8,12 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchtune_recipes import catalog
 from torchtune_recipes.cli.run import with_config_path
+from torchtune_recipes.commands import Parser, at_least_one
 
 if TYPE_CHECKING:
     from torchtune.training import MemoryEstimate
@@ -44,52 +45,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in all; as `parallel` asks for")
+    parser.add_argument(
+        "--gpus", type=at_least_one, metavar="N", help="GPUs in all; as `parallel` asks for"
+    )
     parser.add_argument("--gpu-memory", metavar="SIZE", help="of each: 80GB, 24GiB")
     parser.add_argument(
-        "--row-tokens", type=int, metavar="N", help="of the longest row; else as in the data"
+        "--row-tokens",
+        type=at_least_one,
+        metavar="N",
+        help="of the longest row; else as in the data",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the memory by part, and what makes it fit where it does not."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = Parser(prog="tune estimate", add_help=False, allow_abbrev=False)
     _options(own)  # they may stand behind the recipe, among its keys
     _, words = own.parse_known_args(args.arguments, args)
     path = catalog.resolve_recipe(args.recipe)
     words = with_config_path(words)
-    from torchtune_recipes.estimation import ROOM, bytes_of, find_fits, read_run, with_row
+    from torchtune_recipes.estimation import bytes_of, read_run, with_row
 
     limit = bytes_of(args.gpu_memory) if args.gpu_memory else None
     found, notes = read_run(path, words, args.gpus)
     for note in notes:
         _say(f"note: {note}")
-    found = with_row(found, args.row_tokens, _say)
-    estimate = found.estimate()
-    needed = estimate.peak_bytes
-    fits = None if limit is None else needed <= ROOM * limit
-    changes, together = find_fits(found, needed, limit, _say) if limit and not fits else ([], None)
-    if args.json:
-        print(json.dumps(_facts(found, estimate, limit, fits, changes, together), indent=2))
-    else:
-        print("\n".join(_lines(found, estimate, limit, fits, changes, together)))
-    _say(_next(args, words, limit, fits))
-    return 1 if fits is False else 0
+    report = _report(with_row(found, args.row_tokens, _say), limit)
+    print(json.dumps(_facts(report), indent=2) if args.json else "\n".join(_lines(report)))
+    _say(_next(args, words, report))
+    return 1 if report.fits is False else 0
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _facts(
-    run: "Run",
-    estimate: "MemoryEstimate",
-    limit: int | None,
-    fits: bool | None,
-    changes: list["Fit"],
-    together: "Fit | None",
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Report:
+    """What there is to print of an estimate.
+
+    Args:
+        run: The run as it was asked for.
+        estimate: What it needs.
+        limit: Bytes of a GPU; None where not given.
+        fits: Whether it fits; None without a limit.
+        changes: Settings that need less, where it does not fit.
+        together: Several of them.
+    """
+
+    run: "Run"
+    estimate: "MemoryEstimate"
+    limit: int | None = None
+    fits: bool | None = None
+    changes: list["Fit"] = field(default_factory=list)
+    together: "Fit | None" = None
+
+
+def _report(run: "Run", limit: int | None) -> Report:
+    from torchtune_recipes.estimation import find_fits, room_in
+
+    estimate = run.estimate()
+    if limit is None:
+        return Report(run, estimate)
+    if estimate.peak_bytes <= room_in(limit):
+        return Report(run, estimate, limit, fits=True)
+    found = find_fits(run, estimate.peak_bytes, limit, _say)
+    return Report(run, estimate, limit, False, *found)
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    run, estimate = report.run, report.estimate
     return {
         "device": run.device,
         "processes": run.processes,
@@ -98,21 +124,15 @@ def _facts(
         "peak_bytes": estimate.peak_bytes,
         "parts": estimate.parts,
         "most": estimate.most,
-        "limit_bytes": limit,
-        "fits": fits,
-        "changes": [asdict(change) for change in changes],
-        "together": asdict(together) if together else None,
+        "limit_bytes": report.limit,
+        "fits": report.fits,
+        "changes": [asdict(change) for change in report.changes],
+        "together": asdict(report.together) if report.together else None,
     }
 
 
-def _lines(
-    run: "Run",
-    estimate: "MemoryEstimate",
-    limit: int | None,
-    fits: bool | None,
-    changes: list["Fit"],
-    together: "Fit | None",
-) -> list[str]:
+def _lines(report: Report) -> list[str]:
+    run, estimate = report.run, report.estimate
     kind = "GPU" if run.device != "cpu" else "process"
     each = f"each {kind} of {run.processes}" if run.processes > 1 else f"one {kind}"
     lines = [f"{each}, micro-batches of {run.rows:,} x {run.row_tokens:,} tokens", ""]
@@ -125,26 +145,26 @@ def _lines(
     lines.append(f"{'all':<16}{_amount(estimate.peak_bytes):>14}")
     if host := estimate.most["host"]:
         lines.append(f"{'in host memory':<16}{'':>14}{_amount(host):>14}")
-    if limit is not None:
-        lines += ["", *_verdict(estimate.peak_bytes, limit, bool(fits), changes, together)]
-    return lines
+    return [*lines, *_verdict(report)]
 
 
-def _verdict(
-    needed: int, limit: int, fits: bool, changes: list["Fit"], together: "Fit | None"
-) -> list[str]:
-    room = f"the {_amount(int(0.9 * limit))} that tensors can fill of {_amount(limit)}"
-    if fits:
-        return [f"fits into {room}"]
-    lines = [f"does not fit into {room}"]
-    if changes:
+def _verdict(report: Report) -> list[str]:
+    from torchtune_recipes.estimation import room_in
+
+    if report.limit is None:
+        return []
+    room = f"the {_amount(room_in(report.limit))} that tensors can fill of {_amount(report.limit)}"
+    if report.fits:
+        return ["", f"fits into {room}"]
+    lines = ["", f"does not fit into {room}"]
+    if changes := report.changes:
         wide = max(len(change.words) for change in changes) + 2
         lines += ["", f"{'change':<{wide}}{'frees':>10}{'then':>11}          costs"]
     for change in changes:
         verdict = "fits" if change.fits else ""
         sizes = f"{_amount(change.frees_bytes):>10}{_amount(change.peak_bytes):>11}"
         lines.append(f"{change.words:<{wide}}{sizes}  {verdict:<6}  {change.costs}")
-    if together:
+    if together := report.together:
         verdict = "fits" if together.fits else "is the least, and does not fit"
         lines += ["", f"together {verdict}, with {_amount(together.peak_bytes)}:", together.words]
     elif not changes:
@@ -158,10 +178,10 @@ def _amount(size: int) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
 
 
-def _next(args: argparse.Namespace, words: list[str], limit: int | None, fits: bool | None) -> str:
-    if fits is False:
+def _next(args: argparse.Namespace, words: list[str], report: Report) -> str:
+    if report.fits is False:
         return "next: the same with one of these changes"
-    if limit is None:
+    if report.limit is None:
         return "next: the same with --gpu-memory 24GB says what makes it fit"
     several = ["--nproc_per_node", str(args.gpus)] if (args.gpus or 1) > 1 else []
     return "next: " + shlex.join(["tune", "run", *several, args.recipe, *words])

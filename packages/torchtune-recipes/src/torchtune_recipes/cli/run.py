@@ -122,17 +122,13 @@ def missing_devices(processes: int) -> Callable[[object], Sequence[TuneError]]:
     """
 
     def check(params: object) -> Sequence[TuneError]:
-        import torch
-        from torchtune.distributed import check_dtype, choose_device, device_facts
+        from torchtune.distributed import DTYPES, check_dtype, choose_device, device_facts
 
         try:
             wanted = getattr(params, "device", "auto")
             device = choose_device(wanted, device_facts(), local_size=processes)
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-                getattr(params, "dtype", "")
-            )
-            if dtype is not None:
-                check_dtype(dtype, device)
+            if (dtype := getattr(params, "dtype", "")) in DTYPES:
+                check_dtype(DTYPES[dtype], device)
         except TuneError as error:
             return [error]
         return []
