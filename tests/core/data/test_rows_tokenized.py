@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from torchtune.data import auto_tokenizer, load_rows, tokenize_rows
+from torchtune.data import ChatFormat, auto_tokenizer, load_rows, tokenize_rows
 from torchtune.data.workers import map_in_workers
+from torchtune.distributed import join_world
 from torchtune.errors import DataError, MissingError, TuneError
+from torchtune.testing import run_distributed
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,48 @@ def test_workers_give_the_same_documents_in_the_same_order(shared, tokenizer):
     there = tokenize_rows(rows, tokenizer, max_seq_len=512, workers=2)
     assert there.tokens.equal(here.tokens) and there.trained.equal(here.trained)
     assert there.offsets.equal(here.offsets) and there.line.equal(here.line)
+
+
+class Counted(ChatFormat):
+    encoded = 0
+
+    def encode(self, *args, **options):
+        self.encoded += 1
+        return super().encode(*args, **options)
+
+
+def encoded_together(folder, rows, bad, few):
+    world, form = join_world("cpu"), Counted(auto_tokenizer(folder))
+    documents = tokenize_rows(load_rows(rows), form, max_seq_len=250, world=world)
+    message = ""
+    try:
+        tokenize_rows(load_rows(bad), form, max_seq_len=250, world=world)
+    except DataError as error:
+        message = str(error)
+    short = tokenize_rows(load_rows(few), form, max_seq_len=250, world=world)
+    world.close()
+    return documents, form.encoded, message, short
+
+
+def test_processes_share_the_rows_and_all_get_all_documents(tmp_path, shared, tokenizer):
+    masked = {"instruction": "Tell me about it. " * 60, "output": "No."}
+    many = [{"text": "Once."}] * 4 + [
+        {"instruction": f"Count {n}", "output": "1 2"} for n in range(9)
+    ]
+    rows = write(tmp_path, *many, masked)
+    good, wrong = {"input_ids": [1, 2]}, {"input_ids": [1, 512]}
+    bad = write(tmp_path, good, good, wrong, wrong, name="bad.jsonl")
+    few = write(tmp_path, {"text": "Once."}, name="few.jsonl")
+    folder = shared / "models/stories260k"
+    alone = tokenize_rows(load_rows(rows), tokenizer, max_seq_len=250)
+    ranks = run_distributed(encoded_together, 3, folder, rows, bad, few)
+    for documents, _, message, short in ranks:
+        assert documents.digest() == alone.digest() and documents.line.equal(alone.line)
+        assert replace(documents.report, seconds=0) == replace(alone.report, seconds=0)
+        assert "bad.jsonl:3" in message
+        assert len(short) == 1
+    assert alone.report.left_out == 1
+    assert [count for _, count, _, _ in ranks] == [1, 6, 6]  # one asks what the template can do
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang():

@@ -3,10 +3,10 @@
 import re
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,22 @@ __all__ = ["encode_example", "tokenize_rows"]
 PIECE = 128  # rows sent to a worker at a time
 NAMED = 5  # rows of a kind that a report names
 Compact: TypeAlias = tuple["array[int]", bytes]  # tokens as int32, trained as 0 or 1
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """Processes that share the rows, such as a `torchtune.distributed.World`."""
+
+    @property
+    def rank(self) -> int:
+        """Return the number of this one, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Return how many there are."""
+
+    def broadcast(self, value: T, *, source: int = 0) -> T:
+        """Return the `value` of the process `source`; the others' are ignored."""
 
 
 def tokenize_rows(
@@ -33,6 +49,7 @@ def tokenize_rows(
     max_seq_len: int,
     workers: int = 0,
     progress: bool = True,
+    world: Processes | None = None,
 ) -> Documents:
     """Return all rows as tokens, those too long cut, and those that train nothing left out.
 
@@ -45,18 +62,23 @@ def tokenize_rows(
         max_seq_len: The most tokens of a document.
         workers: Processes that encode; 0 does it here. They pay from some ten thousand rows on.
         progress: Show a bar on a terminal when it takes more than two seconds.
+        world: The processes of a run, which all call this: each encodes its share of the rows and
+            gets all documents, the same as alone. None encodes every row here.
 
     Raises:
         DataError: A row cannot be read or encoded (file and line are named), there are no rows,
             or none of them has a supervised token.
         MissingError: Chat rows, and a model without a chat template.
     """
-    rows, started, taken = as_rows(rows), time.monotonic(), _Taken(max_seq_len)
+    rows, started = as_rows(rows), time.monotonic()
     form = format if isinstance(format, ChatFormat) else ChatFormat(format)
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    share = range(len(rows) * rank // size, len(rows) * (rank + 1) // size)
     encode = _Encode(form, rows.train_on)
-    found = _in_workers(rows, encode, workers) if workers else map(encode, rows)
-    for index, (tokens, trained) in enumerate(_located(rows, _shown(found, len(rows), progress))):
-        taken.add(rows, index, tokens, trained)
+    examples = (rows[index] for index in share)
+    found = _in_workers(examples, len(share), encode, workers) if workers else map(encode, examples)
+    shown = _shown(found, len(share), progress and rank == 0)
+    taken = _of_all(lambda: _take(rows, share, shown, max_seq_len), world)
     if not len(taken.lines):
         raise _nothing(rows, taken)
     return taken.documents(rows, time.monotonic() - started)
@@ -132,10 +154,11 @@ class _Encode:
             return error
 
 
-def _in_workers(rows: Rows, encode: _Encode, workers: int) -> Iterator[Compact]:
-    examples = iter(rows)
+def _in_workers(
+    examples: Iterator[Example], count: int, encode: _Encode, workers: int
+) -> Iterator[Compact]:
     pieces = iter(lambda: list(islice(examples, PIECE)), [])
-    needed = min(workers, -(-len(rows) // PIECE))
+    needed = min(workers, -(-count // PIECE))
     for piece in map_in_workers(encode.many, pieces, max(1, needed)):
         for found in piece:
             if isinstance(found, TuneError):
@@ -143,20 +166,39 @@ def _in_workers(rows: Rows, encode: _Encode, workers: int) -> Iterator[Compact]:
             yield found
 
 
-def _located(rows: Rows, found: Iterable[Compact]) -> Iterator[Compact]:
-    """Give an error that knows no place that of the row it came from."""
-    at, results = 0, iter(found)
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except DataError as error:
-            if error.where:
-                raise
-            raise DataError(error.code, error.what, where=rows.where(at), do=error.do) from None
-        yield result
-        at += 1
+def _take(rows: Rows, share: range, found: Iterable[Compact], max_seq_len: int) -> "_Taken":
+    """Collect what the rows `share` became; an error that knows no place gets that of its row."""
+    taken, index = _Taken(max_seq_len), share.start
+    try:
+        for tokens, trained in found:
+            taken.add(rows, index, tokens, trained)
+            index += 1
+    except DataError as error:
+        if error.where:
+            raise
+        where = rows.where(index)
+        raise DataError(error.code, error.what, where=where, do=error.do) from None
+    taken.templated = rows.has_chats
+    return taken
+
+
+def _of_all(take: Callable[[], "_Taken"], world: Processes | None) -> "_Taken":
+    """Return what all processes have taken, in the order of rows; the first error is everyone's."""
+    if world is None:
+        return take()
+    mine: _Taken | TuneError
+    try:
+        mine = take()
+    except TuneError as error:
+        mine = error
+    whole: _Taken | None = None
+    for rank in range(world.size):  # one after the other: no more than one share is held twice
+        part = world.broadcast(mine, source=rank)
+        if isinstance(part, TuneError):
+            raise part
+        whole = whole.joined(part) if whole else part
+    assert whole is not None
+    return whole
 
 
 def _shown(found: Iterable[Compact], total: int, progress: bool) -> Iterable[Compact]:
@@ -183,6 +225,20 @@ class _Taken:
     cut: list[int] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     longest: int = 0
+    templated: bool = False
+
+    def joined(self, later: "_Taken") -> "_Taken":
+        """Take over what became of later rows."""
+        self.offsets.extend(len(self.tokens) + end for end in later.offsets[1:])
+        self.tokens.extend(later.tokens)
+        self.trained.extend(later.trained)
+        self.files.extend(later.files)
+        self.lines.extend(later.lines)
+        self.cut += later.cut
+        self.left_out += later.left_out
+        self.longest = max(self.longest, later.longest)
+        self.templated |= later.templated
+        return self
 
     def add(self, rows: Rows, index: int, tokens: "array[int]", trained: bytes) -> None:
         self.longest = max(self.longest, len(tokens))
@@ -220,7 +276,7 @@ class _Taken:
             cut_rows=tuple(rows.where(index) for index in self.cut[:NAMED]),
             left_out_rows=tuple(rows.where(index) for index in self.left_out[:NAMED]),
             seconds=seconds,
-            templated=rows.has_chats,
+            templated=self.templated,
         )
         return found.with_report(report)
 

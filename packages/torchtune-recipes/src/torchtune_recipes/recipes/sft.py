@@ -216,7 +216,7 @@ class SFTRecipe:
         rows, p = build("dataset", getattr(self.params, key)), self.params
         documents = data.tokenize_rows(
             rows, self.form, max_seq_len=self.max_seq_len, workers=p.num_workers,
-            progress=self.world.is_main,
+            world=self.world,
         )  # fmt: skip
         if documents.report and documents.report.templated:
             self.form.tokenizer.chat_template = self.form.template  # saved with every checkpoint
