@@ -33,6 +33,7 @@ METHODS = {
 }
 BOTH = ("full", "lora")
 ALONE, RECOMPUTED = "batch_size=8", "enable_activation_checkpointing=true"
+TWICE = "gradient_accumulation_steps=2"
 SELECTIVE = "activation_checkpointing_mode=selective"
 IN_BACKWARD = "optimizer_in_bwd=true"
 LORA = ("lora",)
@@ -51,7 +52,7 @@ RUNS = (
     (2, "tensor", (ALONE, "parallel.tensor=2"), BOTH),
     (2, "in_backward", ("batch_size=4", IN_BACKWARD), ("unclipped",)),
     (4, "fsdp", ("batch_size=2",), ("full",)),
-    (4, "hybrid", ("batch_size=2", "parallel.data_replicate=2"), BOTH),
+    (4, "hybrid", ("batch_size=1", TWICE, "parallel.data_replicate=2"), BOTH),
     (4, "tensor_fsdp", ("batch_size=4", "parallel.tensor=2"), BOTH),
 )
 """Processes, what is done, how, and with which methods."""
@@ -62,10 +63,10 @@ MORE_RUNS = (
     (1, "recomputed", (ALONE, RECOMPUTED), LORA),
     (1, "chunked", (ALONE, "loss.chunk_tokens=7"), LORA),
     (1, "offloaded", (ALONE, RECOMPUTED, "enable_activation_offloading=true"), LORA),
-    (2, "accumulated", ("batch_size=2", "gradient_accumulation_steps=2"), BOTH),
+    (2, "accumulated", ("batch_size=2", TWICE), BOTH),
     (2, "kept_whole", ("batch_size=4", "fsdp_reshard_after_forward=false"), BOTH),
     (2, "on_the_cpu", ("batch_size=4", "fsdp_cpu_offload=true"), BOTH),
-    (2, "replicated", ("batch_size=4", "parallel.data_replicate=2"), LORA),
+    (2, "replicated", ("batch_size=2", TWICE, "parallel.data_replicate=2"), LORA),
     (2, "compiled", ("batch_size=4", "compile=true"), ("full",)),
     (2, "tensor_recomputed", (ALONE, "parallel.tensor=2", RECOMPUTED), BOTH),
     (4, "fsdp", ("batch_size=2",), LORA),

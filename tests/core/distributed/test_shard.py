@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.func import functional_call
 from torchtune.config import Parallel
 from torchtune.data import Batch
@@ -13,6 +15,7 @@ from torchtune.distributed import (
     fill,
     gather_full,
     join_world,
+    one_sum_a_step,
     shard,
 )
 from torchtune.losses import LinearCrossEntropy
@@ -103,7 +106,7 @@ def step(folder, case):
     batches = [micro_batch(i) for i in range(4)][world.data_rank :: world.data_size]
     supervised = world.sum(sum(batch.supervised for batch in batches))
     total = torch.zeros(())
-    for batch in batches:
+    for batch in one_sum_a_step(model, batches, world):
         loss = model(batch, loss=LinearCrossEntropy())
         # the processes of a row compute the same here, so that each has its share of the gradient
         (loss / supervised / world.context_size).backward()
@@ -163,8 +166,19 @@ def of_two(folder):
 
 
 def step_layouts(folder):
-    """Take the step in every layout of four processes, one after the other."""
-    return {name: step(folder, case) for name, case in OF_FOUR.items()}
+    """Take the step in every layout of four processes, one after the other; count sums of replicas."""
+    results = {name: step(folder, case) for name, case in OF_FOUR.items()}
+    return {**results, "sums": [sums_over_replicas(folder, count) for count in (1, 3)]}
+
+
+def sums_over_replicas(folder, micro_batches):
+    """Return how often two replicas of two add up gradients in a step of so many micro-batches."""
+    world = join_world("cpu", Parallel(data_replicate=2))
+    model = shard(build(folder), world)
+    with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as sums:
+        for batch in one_sum_a_step(model, [micro_batch(1)] * micro_batches, world):
+            model(batch, loss=LinearCrossEntropy()).backward()
+    return sums.call_count
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +209,10 @@ def test_four_processes_take_the_step_of_one_in_every_layout(folder, of_four, na
     alone = step(folder, {**OF_FOUR[name], "offload": False})
     for rank in of_four:
         assert_same_step(rank[name], alone)
+
+
+def test_replicas_add_up_once_a_step(of_four):
+    assert of_four[0]["sums"] == [3, 3]  # two blocks, and what lies outside of them
 
 
 @pytest.fixture

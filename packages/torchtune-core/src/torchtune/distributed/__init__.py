@@ -14,7 +14,7 @@ from torchtune.distributed.gradients import GradientNorm, clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.launcher_watch import launch_names
 from torchtune.distributed.precision import compute_in, master_weights
-from torchtune.distributed.shard import shard
+from torchtune.distributed.shard import one_sum_a_step, shard
 from torchtune.distributed.tensor_parallel import tensor_parallel
 from torchtune.distributed.tensors import (
     Part,
@@ -54,6 +54,7 @@ __all__ = [
     "launch_names",
     "local_part",
     "master_weights",
+    "one_sum_a_step",
     "part_of",
     "shard",
     "tensor_parallel",

@@ -1,6 +1,7 @@
 """Cutting a model over the processes of a world."""
 
 import warnings
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,9 +15,10 @@ from torchtune.modules.kernels import kernels_of
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["shard"]
+__all__ = ["one_sum_a_step", "shard"]
 
 Model = TypeVar("Model", bound=nn.Module)
+Item = TypeVar("Item")
 
 
 def shard(
@@ -57,6 +59,29 @@ def shard(
     elif compute_dtype is not None:
         compute_in(model, compute_dtype)
     return model
+
+
+def one_sum_a_step(model: nn.Module, batches: Sequence[Item], world: World) -> Iterator[Item]:
+    """Yield a step's micro-batches, and let gradients cross between replicas in the last one only.
+
+    Run backward on each before the next is taken. Until the last, each process adds up its part
+    over the replica's processes in float32, and `.grad` is None. Not so where `shard` keeps the
+    weights on the CPU: there the sum would stay on the device, so it crosses for every micro-batch.
+
+    Args:
+        model: Sharded with `shard`; with one replica it may be any.
+        batches: This process's; all processes have as many.
+        world: The processes.
+    """
+    sharded: Any = model if world.replicas > 1 and _is_near(model, world) else None
+    for number, batch in enumerate(batches, 1):
+        if sharded is not None:
+            sharded.set_requires_all_reduce(number == len(batches))
+        yield batch
+
+
+def _is_near(model: nn.Module, world: World) -> bool:
+    return all(parameter.device.type == world.device.type for parameter in model.parameters())
 
 
 def _sharding_mesh(mesh: "DeviceMesh") -> "DeviceMesh":

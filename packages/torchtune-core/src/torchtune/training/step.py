@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune.data import Batch
-from torchtune.distributed import World
+from torchtune.distributed import World, one_sum_a_step
 from torchtune.errors import TuneError
 from torchtune.training.flops import flops_utilization
 from torchtune.training.memory import peak_memory
@@ -70,7 +70,8 @@ def train_step(
     update.begin(micro_batches=len(batches), max_norm=max_norm)
     model.train()
     supervised = world.sum(sum(batch.supervised for batch in batches))
-    sums = [_backward(model, batch, loss, update, supervised, world) for batch in batches]
+    in_order = one_sum_a_step(model, batches, world)
+    sums = [_backward(model, batch, loss, update, supervised, world) for batch in in_order]
     values = torch.stack(sums).tolist()
     total = world.sum(math.fsum(values)) / max(1, supervised)
     if not math.isfinite(total):
