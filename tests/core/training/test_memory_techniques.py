@@ -133,6 +133,30 @@ def test_products_are_not_made_again_but_what_is_cheap_is():
     assert full - none > 5 * narrow
 
 
+class IntoABuffer(torch.autograd.Function):
+    """A product that is written into memory at hand, as compiled code does."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        out = torch.mm(x, weight, out=x.new_empty(len(x), weight.shape[1]))
+        ctx.save_for_backward(weight, out)
+        return out.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, out = ctx.saved_tensors
+        return (grad * out.cos()) @ weight.T, None
+
+
+def test_a_product_that_goes_into_a_buffer_is_made_again():
+    block, x, weight = torch.nn.Module(), torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
+    block.forward = lambda x: IntoABuffer.apply(x * 2, weight)
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList([block])
+    SELECTIVE(model).blocks[0](x).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * ((x * 2) @ weight).cos().detach() @ weight.T)
+
+
 def test_compiled_blocks_cannot_keep_products():
     with pytest.raises(ConfigError, match="hide the operations") as caught:
         SELECTIVE(training.compile_blocks(small_model()))

@@ -49,6 +49,8 @@ def checkpoint_activations(model: Model, *, keep: Keep | None = None) -> Model:
     Raises:
         ConfigError: E-COMPILED: there is `keep`, and `compile_blocks` has hidden the operations.
     """
+    # Nothing would be kept in them (https://github.com/pytorch/pytorch/issues/161889), and torch cannot
+    # compile the recomputation with the block, as attention stays out of its graphs.
     if keep is not None and any(hasattr(block.forward, COMPILED) for block in model.blocks):
         raise ConfigError(
             "E-COMPILED", "compiled blocks hide the operations whose results are to be kept",
@@ -98,9 +100,13 @@ def _contexts(
     def policy(
         ctx: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any
     ) -> CheckpointPolicy:
-        # What writes into a result that is kept (LoRA adds its part so) must not be done twice.
-        into = operation._schema.is_mutable and isinstance(args[0], Tensor) and _storage(args[0])
-        if into not in kept and not keep(operation, *args, **kwargs):
+        wanted = keep(operation, *args, **kwargs)
+        if operation._schema.is_mutable:
+            # What writes into a result that is kept (LoRA adds its part so) must not be done twice;
+            # what writes into anything else, as compiled products do, leaves nothing to keep.
+            adds = isinstance(args[0], Tensor) and "out" not in kwargs
+            wanted = adds and _storage(args[0]) in kept
+        if not wanted:
             return CheckpointPolicy.PREFER_RECOMPUTE
         results = ctx.op_output if isinstance(ctx.op_output, tuple) else (ctx.op_output,)
         kept.update(_storage(result) for result in results if isinstance(result, Tensor))
