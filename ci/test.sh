@@ -8,7 +8,7 @@
 # declare, and pytest; runs the tests from outside the source tree. `integrations` has all of its
 # extras, an extra's name that one and no other; both have the recipes too, which need core alone.
 # Test files that compare with transformers, PEFT or tiktoken come second, after these references
-# have been installed too.
+# (and playwright, for the chat page) have been installed too.
 #
 #   PYTHON     the interpreter to test with                              (python3)
 #   CORE_REF   build core from this git tag or commit                    (the present tree)
@@ -74,10 +74,12 @@ PIP_CONSTRAINT=$root/constraints.txt "$work/env/bin/python" -m pip install --qui
 if [ "$package" = integrations ]; then
     "$work/env/bin/python" -m pip install --quiet --no-deps "$work"/wheels/torchtune_recipes-*.whl
 fi
-PIP_CONSTRAINT=$root/constraints.txt "$work/env/bin/python" -m pip install --quiet pytest hatchling
+PIP_CONSTRAINT=$root/constraints.txt "$work/env/bin/python" -m pip install --quiet \
+    pytest pytest-xdist hatchling jsonschema
 
 echo "== test"
-mkdir -p "$work/tests"
+rm -rf "$work/tests" "$work/docs" && mkdir "$work/tests" "$work/docs"
+cp -r "$root"/docs/{kubernetes,slurm} "$work/docs/" # files for the user that the recipes' tests run
 cp "$root/pytest.ini" "$work/"
 cp -r "$root"/tests/{conftest.py,fake_hub,example_plugin} "$root/tests/$package" "$work/tests/"
 cd "$work"
@@ -90,5 +92,5 @@ mapfile -t comparing < <(grep -rlE --include='test_*.py' "$references" "tests/$t
 [ "${#comparing[@]}" -gt 0 ] || exit 0
 echo "== test what compares with references"
 PIP_CONSTRAINT=$root/constraints.txt env/bin/python -m pip install --quiet \
-    transformers peft tiktoken
+    transformers peft tiktoken playwright
 env/bin/python -m pytest "${comparing[@]}" "$@"

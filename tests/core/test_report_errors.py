@@ -8,6 +8,7 @@ PROGRAM = """
 import os, signal
 from torchtune.errors import report_errors
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 with report_errors():
     os.kill(os.getpid(), signal.SIGINT)
 """
