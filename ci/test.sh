@@ -78,10 +78,11 @@ PIP_CONSTRAINT=$root/constraints.txt "$work/env/bin/python" -m pip install --qui
     pytest pytest-xdist hatchling jsonschema
 
 echo "== test"
-rm -rf "$work/tests" "$work/docs" && mkdir "$work/tests" "$work/docs"
+rm -rf "$work"/{tests,docs,ci} && mkdir "$work"/{tests,docs,ci}
 cp -r "$root"/docs/{kubernetes,slurm} "$work/docs/" # files for the user that the recipes' tests run
+cp "$root/ci/killed_runs.py" "$work/ci/"
 cp "$root/pytest.ini" "$work/"
-cp -r "$root"/tests/{conftest.py,fake_hub,example_plugin} "$root/tests/$package" "$work/tests/"
+cp -r "$root"/tests/{*.py,fake_hub,example_plugin} "$root/tests/$package" "$work/tests/"
 cd "$work"
 export TUNE_TEST_SHARED=${TUNE_TEST_SHARED:-$root/../shared}
 references='^ *(import|from) (transformers|peft|tiktoken)|importorskip.*(transformers|peft|tiktoken|random_models)'

@@ -38,7 +38,7 @@ def test_a_package_is_tested_when_it_or_what_it_needs_changes(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_path_that_triggers_is_there(package):
     for path in workflow(package)["on"]["push"]["paths"]:
-        assert (ROOT / path.removesuffix("/**")).exists(), path
+        assert any(ROOT.glob(path.removesuffix("/**"))), path
 
 
 @pytest.mark.parametrize("package", PACKAGES)
