@@ -48,6 +48,14 @@ CASES = {
     "not sharded": {"shard": False},
 }
 
+DROPPED = {"targets": "all-linear", "dropout": 0.3, "rows": (0, 4)}  # of even lengths
+STEPS = {
+    "full": {},
+    "LoRA": CASES["LoRA"],
+    "dropped": DROPPED,
+    "dropped, recomputed": {**DROPPED, "recompute": True},
+}
+
 WITH_DATA = ("full", "odd vocabulary, tied, smoothed", "LoRA, tied, biases", "LoRA on the head")
 
 
@@ -66,7 +74,7 @@ def build(case):
     """Build the case's model, every value from its parameter's name."""
     model = llama(**SIZES | case.get("model", {}))
     if targets := case.get("targets"):
-        lora(model, rank=2, targets=targets)
+        lora(model, rank=2, targets=targets, dropout=case.get("dropout", 0.0))
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1 + ("norm" in name)
@@ -120,12 +128,14 @@ def train(case, world):
     """Return the losses and norms of six clipped steps, and the weights after them."""
     model = cut(case, world)
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
-    batches = [micro_batch(i) for i in range(4)][world.data_rank :: world.data_size]
+    torch.manual_seed(world.seed_offset)
+    rows = case.get("rows", range(4))
+    batches = [micro_batch(i) for i in rows][world.data_rank :: world.data_size]
     metrics = [
         train_step(model, optimizer, batches, world, loss=LinearCrossEntropy(), max_norm=0.5)
         for _ in range(6)
     ]
-    weights = {name: gather_full(p) for name, p in model.named_parameters()}
+    weights = {name: gather_full(p).clone() for name, p in model.named_parameters()}
     return [m.loss for m in metrics], [m.grad_norm for m in metrics], weights
 
 
@@ -150,7 +160,7 @@ def everything(tensor):
     names = CASES if world.data_size == 1 else WITH_DATA
     found = {"gradients": {name: gradients(CASES[name], world) for name in names}}
     found["outputs"] = {name: outputs(CASES[name], world) for name in ("full", "LoRA on the head")}
-    found["steps"] = {name: train(CASES[name], world) for name in ("full", "LoRA")}
+    found["steps"] = {name: train(STEPS[name], world) for name in STEPS}
     found["bf16"] = in_bf16(world)
     if world.data_size > 1:
         replicas = join_world("cpu", Parallel(tensor=tensor, data_replicate=world.data_size))
@@ -205,7 +215,10 @@ def test_compiled_blocks_give_the_same_gradients():
 def test_every_process_has_the_same_numbers(cut_over_two):
     first, *others = cut_over_two
     for other in others:
-        assert other["steps"]["full"][:2] == first["steps"]["full"][:2]
+        for name, (losses, norms, weights) in first["steps"].items():
+            assert other["steps"][name][:2] == (losses, norms)
+            for parameter, weight in weights.items():  # those that are whole on each stay the same
+                assert torch.equal(other["steps"][name][2][parameter], weight), parameter
         for name in first["outputs"]:
             for mine, its in zip(first["outputs"][name][0], other["outputs"][name][0], strict=True):
                 assert torch.equal(mine, its)  # else processes would sample different tokens
@@ -220,7 +233,9 @@ def test_logits_and_text_are_those_of_one_process(cut_over_two, alone):
 
 
 def test_training_takes_the_same_steps(cut_over_two, alone):
-    for name, (losses, norms, weights) in alone["steps"].items():
+    alike = [name for name in STEPS if len(cut_over_two) == 2 or "dropped" not in name]
+    for name in alike:  # shares of the data drop other inputs than one process does
+        losses, norms, weights = alone["steps"][name]
         found_losses, found_norms, found = cut_over_two[0]["steps"][name]
         assert found_losses == pytest.approx(losses, rel=1e-5)
         assert found_norms == pytest.approx(norms, rel=1e-5)
@@ -265,10 +280,9 @@ def test_the_sizes_that_divide_are_named():
     assert error.value.do == "use tensor=1, 2, 4 or 8"
 
 
-def test_dropout_in_an_adapter_is_refused():
-    with fake_world(2, Parallel(tensor=2)) as world, pytest.raises(ConfigError) as error:
-        tensor_parallel(lora(llama(**SIZES), dropout=0.1), world)
-    assert (error.value.code, error.value.where) == ("E-PARALLEL", "peft.dropout")
+def test_dropout_drops_something(alone):
+    losses = {name: found[0] for name, found in alone["steps"].items()}
+    assert losses["dropped"] == losses["dropped, recomputed"] != losses["LoRA"]
 
 
 def test_a_layer_that_the_plan_leaves_out_is_refused():

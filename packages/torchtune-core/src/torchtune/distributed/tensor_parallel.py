@@ -6,6 +6,7 @@ from functools import partial
 from inspect import signature
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from torchtune.distributed.tensor_plan import Cut, check_tensor_plan, cuts_of
 from torchtune.distributed.world import World
 from torchtune.errors import ConfigError
 from torchtune.modules import Attend, Decoder
+from torchtune.peft import LoRALinear
 
 __all__ = ["tensor_parallel"]
 
@@ -38,11 +40,13 @@ def tensor_parallel(model: Model, world: World) -> Model:
         model: A `Decoder`, on the meta device or filled the same on each process; changed in place
             and returned. Call this before `shard`, which cuts each part again.
         world: The processes; with a tensor size of one the model stays as it is. Those of a group
-            must be given the same rows.
+            must be given the same rows, and torch's generator the same seed where an adapter has
+            dropout (`World.seed_offset`): they drop the same inputs, those that one process would
+            of a row whose length divides.
 
     Raises:
-        ConfigError: E-PARALLEL: the model states no plan, its sizes do not divide by the tensor
-            size, or its adapter has dropout.
+        ConfigError: E-PARALLEL: the model states no plan, or its sizes do not divide by the tensor
+            size.
     """
     if world.tensor_size == 1:
         return model
@@ -75,12 +79,25 @@ def _cut_layer(layer: Any, cut: Cut, group: TensorGroup) -> None:
         layer.out_features //= group.size
     elif cut.style == "row":
         layer.in_features //= group.size
+        if isinstance(layer, LoRALinear):
+            layer.drop = partial(_drop_part, layer.dropout, group)  # type: ignore[method-assign]
     layer.register_forward_pre_hook(partial(_show_parts, cut, group))
     layer.register_forward_hook(_hide_parts, always_call=True)
     if cut.style == "gather":
         layer.register_forward_hook(lambda _module, _inputs, out: group.enter(out))
     elif cut.style == "row":
         layer.register_forward_hook(partial(_leave, group))
+
+
+def _drop_part(share: float, group: TensorGroup, x: Tensor) -> Tensor:
+    """Drop from this process's features `x [*, own]` what is dropped of all processes' features.
+
+    Each draws for all of them: so all stay at the same place in their random numbers, and no two
+    features are dropped together.
+    """
+    whole = (*x.shape[:-1], x.shape[-1] * group.size)
+    kept = torch.empty(whole, dtype=torch.bool, device=x.device).bernoulli_(1 - share)
+    return x.where(kept.chunk(group.size, -1)[group.rank], 0) / (1 - share)
 
 
 def _part(layer: nn.Module, name: str, group: TensorGroup, *, summed: bool) -> Tensor:

@@ -9,7 +9,6 @@ from torch import nn
 
 from torchtune.errors import ConfigError
 from torchtune.modules import Decoder
-from torchtune.peft import adapters
 
 __all__ = ["Cut", "check_tensor_plan", "cuts_of"]
 
@@ -87,12 +86,6 @@ def check_tensor_plan(model: Decoder, size: int) -> None:
             "E-PARALLEL", f"{', '.join(misfits)} do not divide by {size}",
             where="parallel.tensor",
             do=f"use tensor={', '.join(fitting)} or {most}" if fitting else "use tensor=1",
-        )  # fmt: skip
-    dropped = [name for name, layer in adapters(model).items() if layer.dropout]
-    if dropped:
-        raise ConfigError(
-            "E-PARALLEL", "dropout in an adapter cannot go together with tensor parallel",
-            where="peft.dropout", do="set dropout to 0, or parallel.tensor to 1",
         )  # fmt: skip
 
 

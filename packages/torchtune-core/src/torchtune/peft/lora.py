@@ -78,8 +78,12 @@ class LoRALinear(nn.Linear):
         """Map `x [*, in]` to `[*, out]`."""
         if not (self.training and self.dropout):
             return low_rank_linear(x, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
-        low = F.linear(F.dropout(x, self.dropout), self.lora_a)
+        low = F.linear(self.drop(x), self.lora_a)
         return F.linear(x, self.weight, self.bias) + F.linear(low, self.lora_b * self.scale)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Return the new part's inputs `x [*, in]` with their share of zeros, the rest made larger."""
+        return F.dropout(x, self.dropout)
 
     def extra_repr(self) -> str:
         """Return the layer's sizes, for printing a model."""
