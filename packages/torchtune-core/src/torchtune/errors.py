@@ -142,6 +142,8 @@ def tell_launcher(text: str, exit_code: int) -> bool:
     # torchrun reads the file too, and insists on the timestamp
     extra = {"timestamp": str(int(time.time()))}
     message = {"message": text, "exit_code": exit_code, "extraInfo": extra}
-    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - imports stay few
+    aside = f"{path}.aside"  # the launcher never sees half a message, of a process that is killed
+    with open(aside, "w", encoding="utf-8") as file:  # noqa: PTH123 - imports stay few
         json.dump({"message": message}, file)
+    os.replace(aside, path)  # noqa: PTH105
     return True
