@@ -111,9 +111,9 @@ def test_only_headers_are_read(tmp_path):
     with (tmp_path / "large.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + 2**35)  # a hole of 32 GiB, which takes no room
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock's, which a busy machine lengthens
     assert describe(tmp_path / "large.safetensors")["weights"]["parameters"] == 2**33
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_what_is_none_of_these_is_an_error_that_lists_them(tmp_path):

@@ -3,7 +3,6 @@
 import inspect
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -72,11 +71,9 @@ TuneArgumentParser(read_params(sys.argv[1])).parse_args(["--help"])
 
 def test_params_and_signatures_are_read_without_torch(recipe, tmp_path):
     config = write(tmp_path, "optimizer: {_component_: adamw, lr: fast, eps: 1}\n")
-    start = time.perf_counter()
     command = [sys.executable, "-c", SCRIPT + "\nprint('torch' in sys.modules)", recipe, config]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "2 False" and "the folder" in done.stdout
-    assert time.perf_counter() - start < 5
 
 
 def test_a_recipe_that_needs_more_is_imported_whole(tmp_path, recipe):

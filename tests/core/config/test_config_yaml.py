@@ -57,9 +57,9 @@ def bomb(levels: int) -> str:
     ],
 )
 def test_a_bad_text_is_one_fault_with_its_line(faults, text, line, says):
-    start = time.perf_counter()
+    start = time.process_time()
     (fault,) = faults(text)
-    assert time.perf_counter() - start < 20  # written out, the first would take hours
+    assert time.process_time() - start < 20  # written out, the first would take hours
     assert fault.code == "E-CONFIG-YAML" and says in fault.what and fault.exit_code == 2
     assert fault.where.endswith(f"run.yaml:{line}")
 
