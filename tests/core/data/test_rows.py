@@ -213,3 +213,57 @@ def test_a_chat_holds_its_tools(tmp_path):
     (chat,) = load_rows(write(tmp_path, row))
     assert isinstance(chat, Chat)
     assert chat.tools == [{"type": "function", "function": tools[0]}]
+
+
+@pytest.mark.parametrize("text", ["[]", "[1, 2]", '[{"name": "x"}]', '[{"role": "admin"}]', "{}"])
+def test_an_answer_that_is_json_stays_text(text):
+    """As in data that teaches a model to write JSON; turns are told by their keys."""
+    row = {"prompt": text, "completion": text}
+    assert said(to_messages(row)) == [("user", text), ("assistant", text)]
+    assert said(to_messages({"prompt": "?", "completion": json.dumps([ANSWERED])})) == [
+        ("user", "?"),
+        ("assistant", "Ho."),
+    ]
+
+
+@pytest.mark.parametrize("weight", ["0", "false", 0.5, -1, [0]])
+def test_a_weight_that_is_neither_0_nor_1_is_refused(weight):
+    with pytest.raises(DataError, match=r"turn 2 has the weight"):
+        to_messages({"messages": [ASKED, ANSWERED | {"weight": weight}]})
+
+
+def test_weights_of_0_and_1_say_what_is_trained():
+    turns = [ANSWERED | {key: value} for key, value in (("weight", 0), ("train", True))]
+    turns += [ANSWERED | {"loss_weight": 1.0}, ANSWERED | {"trained": None}]
+    trained = [turn.trained for turn in to_messages({"messages": turns})]
+    assert trained == [False, True, True, None]
+
+
+def test_a_call_of_sharegpt_is_one_in_any_case():
+    call = {"from": "Function_Call", "value": '{"name": "f", "arguments": {"a": 1}}'}
+    (turn,) = to_messages({"conversations": [call]})
+    assert turn.tool_calls[0]["function"] == {"name": "f", "arguments": {"a": 1}}
+
+
+def test_padding_of_ready_tokens_is_left_out(tmp_path):
+    padded = {"input_ids": [5, 6, 1, 1], "attention_mask": [1, 1, 0, 0]}
+    left = {"input_ids": [1, 5, 6], "attention_mask": [0, 1, 1], "labels": [-100, -100, 6]}
+    rows = load_rows(write(tmp_path, padded, left, {"tokens": [5], "attention_mask": [1, 1]}))
+    assert rows[0] == Tokens([5, 6], [True, True])
+    assert rows[1] == Tokens([5, 6], [False, True])
+    with pytest.raises(DataError, match="1 tokens, but 2 values of attention_mask"):
+        rows[2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ([], "columns not recognised: the row has none"),
+        (["instruction;output"], "';' stands in a name where a comma parts columns"),
+        (["instruction", " output"], "there are spaces around a name"),
+    ],
+)
+def test_columns_that_look_wrong_are_told_apart(columns, what):
+    with pytest.raises(DataError) as caught:
+        to_messages(dict.fromkeys(columns, "x"))
+    assert what in caught.value.what

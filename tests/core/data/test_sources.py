@@ -112,6 +112,22 @@ def test_a_folder_gives_its_split(tmp_path):
         rows_of(tmp_path, split="extra")
 
 
+def test_files_of_no_split_beside_those_of_train_are_not_dropped_silently(tmp_path):
+    for name in ("train.jsonl", "more.jsonl", "test.jsonl"):
+        write(tmp_path / name, as_jsonl([{"text": name}]))
+    with pytest.raises(ConfigError, match=r"others are of no split: more\.jsonl"):
+        rows_of(tmp_path)
+    assert rows_of(tmp_path, split="test") == [{"text": "test.jsonl"}]
+    (tmp_path / "train.jsonl").unlink()
+    assert rows_of(tmp_path) == [{"text": "more.jsonl"}]
+
+
+def test_blank_lines_before_a_csv_header_are_skipped(tmp_path):
+    path = write(tmp_path / "a.csv", "\n\ntext\nx\n")
+    assert rows_of(path) == [{"text": "x"}]
+    assert open_sources(path)[0].line(0) == 4
+
+
 def test_a_folder_without_splits_gives_all_files_in_order(tmp_path):
     for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl"):
         write(tmp_path / name, as_jsonl([{"text": name}]))

@@ -8,7 +8,7 @@ from torchtune.config.names import nearest
 from torchtune.data.messages import Message
 from torchtune.errors import DataError
 
-__all__ = ["read_tools", "read_turns"]
+__all__ = ["holds_turns", "read_json", "read_tools", "read_turns"]
 
 ROLES = {
     **{"system": "system", "developer": "system"},
@@ -50,6 +50,22 @@ def read_json(value: Any) -> Any:
     return value
 
 
+def holds_turns(value: Any) -> bool:
+    """Say whether `value` is a list of turns, rather than a text, which may well be JSON itself.
+
+    A text is taken as turns where each object in its list has what a turn needs.
+    """
+    found = read_json(value)
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return False
+    return found is value or (bool(found) and all(map(_is_turn, found)))
+
+
+def _is_turn(value: Any) -> bool:
+    keys = set(value) if isinstance(value, Mapping) else set()
+    return {"role", "content"} <= keys or {"from", "value"} <= keys
+
+
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
     """Return tool descriptions as templates take them: ``{"type": "function", "function": ...}``.
 
@@ -81,7 +97,7 @@ def _read_turn(turn: Any, number: int) -> Message:
         what = f"unknown role {said!r} in turn {number}; known are {known}"
         raise DataError("E-DATA-ROLE", what, do=nearest(str(said), ROLES))
     text, calls = _content(_first(turn, ("content", "value")), number)
-    if said in CALLS:
+    if said.lower() in CALLS:
         text, calls = "", _calls(text, number)
     calls += _calls(turn.get("tool_calls") or [], number)
     reasoning = _first(turn, ("reasoning_content", "reasoning"))
@@ -89,7 +105,7 @@ def _read_turn(turn: Any, number: int) -> Message:
         role=role,  # type: ignore[arg-type]
         content=_thought(reasoning) + text if isinstance(reasoning, str) else text,
         tool_calls=calls or None,
-        trained=_trained(turn) if role == "assistant" else None,
+        trained=_trained(turn, number) if role == "assistant" else None,
         extra={key: turn[key] for key in KEPT if turn.get(key) is not None} or None,
     )
 
@@ -98,9 +114,12 @@ def _first(mapping: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((mapping[name] for name in names if mapping.get(name) is not None), None)
 
 
-def _trained(turn: Mapping[str, Any]) -> bool | None:
+def _trained(turn: Mapping[str, Any], number: int) -> bool | None:
     weight = _first(turn, WEIGHTS)
-    return None if weight is None else bool(weight)
+    if weight is None or weight in (0, 1):
+        return None if weight is None else bool(weight)
+    what = f"turn {number} has the weight {_shown(weight)}"
+    raise DataError("E-DATA-TURNS", what, do="write 0 or 1: a turn is trained or it is not")
 
 
 def _content(value: Any, number: int) -> tuple[str, list[Mapping[str, Any]]]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, TypeAlias
 
 from torchtune.config.names import nearest
-from torchtune.data.conversations import read_json, read_tools, read_turns
+from torchtune.data.conversations import holds_turns, read_json, read_tools, read_turns
 from torchtune.data.messages import Message
 from torchtune.errors import ConfigError, DataError
 
@@ -113,17 +114,15 @@ def _read_alpaca(values: Values) -> Chat:
 
 def _read_pair(values: Values) -> Chat:
     """Read a question and its answer: two texts, or two lists of turns (as TRL has them)."""
-    question, answer = read_json(values["question"]), read_json(values["answer"])
-    if isinstance(question, list):
-        asked = tuple(_untrained(turn) for turn in read_turns(question))
+    if holds_turns(values["question"]):
+        asked = tuple(_untrained(turn) for turn in read_turns(values["question"]))
     else:
         asked = (Message.task(_text(values, "question")),)
-    if isinstance(answer, list):
-        return Chat(
-            (*_system(values), *asked, *read_turns(answer)), read_tools(values.get("tools"))
-        )
-    said = Message("assistant", _text(values, "answer"))
-    return Chat((*_system(values), *asked, said), read_tools(values.get("tools")))
+    if holds_turns(values["answer"]):
+        said = read_turns(values["answer"])
+    else:
+        said = (Message("assistant", _text(values, "answer")),)
+    return Chat((*_system(values), *asked, *said), read_tools(values.get("tools")))
 
 
 def _untrained(turn: Message) -> Message:
@@ -157,7 +156,18 @@ def _read_tokens(values: Values) -> Tokens:
     if len(trained) != len(tokens):
         what = f"{len(tokens)} tokens, but {len(trained)} labels or mask values"
         raise DataError("E-DATA-LABELS", what)
-    return Tokens(tokens, trained)
+    return _without_padding(Tokens(tokens, trained), values)
+
+
+def _without_padding(row: Tokens, values: Values) -> Tokens:
+    """Leave out what ``attention_mask`` calls padding: nothing is padded here."""
+    if values.get("attention_mask") is None:
+        return row
+    real = _integers(values, "attention_mask")
+    if len(real) != len(row.tokens):
+        what = f"{len(row.tokens)} tokens, but {len(real)} values of attention_mask"
+        raise DataError("E-DATA-LABELS", what)
+    return Tokens(list(compress(row.tokens, real)), list(compress(row.trained, real)))
 
 
 def _integers(values: Values, part: str) -> list[int]:
@@ -178,7 +188,12 @@ _ALPACA = {
     "system": _EXTRA["system"],
 }
 _PAIR = {"question": _QUESTIONS, "answer": _ANSWERS, **_EXTRA}
-_TOKENS = {"tokens": ("input_ids", "tokens"), "labels": ("labels",), "mask": _MASKS}
+_TOKENS = {
+    "tokens": ("input_ids", "tokens"),
+    "labels": ("labels",),
+    "mask": _MASKS,
+    "attention_mask": ("attention_mask",),
+}
 FORMATS = {
     form.name: form
     for form in (  # the first that fits is taken
@@ -247,7 +262,12 @@ def _unrecognised(names: list[str]) -> DataError:
     do = f"known are: {KNOWN}. Else tell it by format and columns, or give a transform"
     if _preference(names):
         do = "rows of preferences: give a transform that returns the turns to train on"
-    return DataError("E-DATA-COLUMNS", f"columns not recognised: {', '.join(names)}", do=do)
+    what = f"columns not recognised: {', '.join(names) or 'the row has none'}"
+    if separator := next((sign for sign in ";\t|" for name in names if sign in name), None):
+        what += f"; {separator!r} stands in a name where a comma parts columns"
+    elif any(name != name.strip() for name in names):
+        what += "; there are spaces around a name"
+    return DataError("E-DATA-COLUMNS", what, do=do)
 
 
 def to_messages(row: Mapping[str, Any]) -> list[Message]:

@@ -141,7 +141,8 @@ def _open_file(path: Path, split: str) -> Source:
         return TextLines(path)
     raise ConfigError(
         "E-DATA-KIND",
-        f"files ending in {kind or 'nothing'!r} are not known; known are {', '.join(SUFFIXES)}",
+        f"{f'files ending in {kind!r}' if kind else 'files without an ending'} are not known; "
+        f"known are {', '.join(SUFFIXES)}",
         where=str(path),
         do="rename or convert the file",
     )
@@ -173,6 +174,8 @@ def _files(folder: Path, split: str) -> list[Path]:
     wanted = next((key for key, words in SPLITS.items() if split in words), split)
     if not said or (wanted == "train" and wanted not in said and None in marks.values()):
         return [file for file in files if marks[file] is None]
+    if wanted == "train" and None in marks.values():
+        raise _mixed_folder(folder, [file for file in files if marks[file] is None])
     if wanted not in said:
         raise ConfigError(
             "E-DATA-SPLIT",
@@ -181,6 +184,17 @@ def _files(folder: Path, split: str) -> list[Path]:
             do=f"choose with split: {said[0]}",
         )
     return [file for file in files if marks[file] == wanted]
+
+
+def _mixed_folder(folder: Path, others: list[Path]) -> ConfigError:
+    names = ", ".join(str(file.relative_to(folder)) for file in others[:3])
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return ConfigError(
+        "E-DATA-SPLIT",
+        f"some files here are called train, others are of no split: {names}{more}",
+        where=str(folder),
+        do="give the files that are meant as a list or a pattern, or move the others away",
+    )
 
 
 def _is_data(path: Path) -> bool:

@@ -98,7 +98,7 @@ def not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
 
 def not_json(where: str, error: Exception) -> DataError:
     """Return the error for text that is no JSON."""
-    what = f"not JSON: {getattr(error, 'msg', error)}"
+    what = f"not JSON: {str(getattr(error, 'msg', error)).removesuffix(' at')}"
     if isinstance(error, json.JSONDecodeError):
         what += f" at column {error.colno}"
     return DataError("E-DATA-JSON", what, where=where)
@@ -187,10 +187,10 @@ class CsvFile(_Spans):
             except csv.Error as error:
                 raise self._fault(str(error), f"{self.name}:{feed.line}") from None
             span = _Span(feed.start, feed.stop, feed.line)
-            if not hasattr(self, "_header"):
-                self._header = span
-            elif record:
+            if record and hasattr(self, "_header"):
                 yield span
+            elif record:
+                self._header = span
 
     def _reader(self, lines: Iterable[str]) -> Any:
         return csv.reader(lines, delimiter="\t" if self._tab else ",", strict=True)
@@ -202,11 +202,11 @@ class CsvFile(_Spans):
         try:
             text = self._data[span.start : span.stop].decode("utf-8")
         except UnicodeDecodeError as error:
-            raise not_utf8(f"{self.name}:1", error) from None
+            raise not_utf8(f"{self.name}:{span.line}", error) from None
         names: list[str] = next(self._reader(_lines(text)))
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise self._fault(f"two columns are named {twice[0]!r}", f"{self.name}:1")
+            raise self._fault(f"two columns are named {twice[0]!r}", f"{self.name}:{span.line}")
         return names
 
     def row(self, index: int) -> Row:
@@ -217,7 +217,8 @@ class CsvFile(_Spans):
         """
         fields = next(self._reader(_lines(self._text(index))))
         if len(fields) != len(self.columns):
-            what = f"{len(fields)} fields, but the header names {len(self.columns)}"
+            count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+            what = f"{count}, but the header names {len(self.columns)}"
             raise self._fault(what, self.where(index))
         return dict(zip(self.columns, fields, strict=True))
 
