@@ -43,6 +43,20 @@ def test_a_word_of_the_command_line_sets_its_key(parse, words, key, value):
     assert found == value and type(found) is type(value)
 
 
+def test_a_second_config_is_not_taken_silently(faults, tmp_path):
+    (tmp_path / "b.yaml").write_text("dataset: torch.nn.Identity\n")
+    (fault,) = faults("", "--config", str(tmp_path / "b.yaml"))
+    assert fault.code == "E-ARGUMENT"
+    assert fault.what.startswith("a second config: ")
+
+
+def test_an_unset_variable_is_named_and_nothing_of_omegaconf(faults, monkeypatch):
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    (fault, other) = faults("output_dir: ${oc.env:DATA_DIR}/x\nloss: ${oc.env:DATA_DIR}\n")
+    assert fault.what == other.what == "Environment variable 'DATA_DIR' not found"
+    assert fault.where.startswith("output_dir, ") and other.where.startswith("loss, ")
+
+
 def test_naming_another_component_drops_the_arguments_of_the_old_one(parse):
     yaml = "optimizer: {_component_: torch.optim.Adagrad, lr_decay: 0.1}\n"
     params = parse(yaml, "optimizer=sgd", "optimizer.lr=1e-4")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchtune import training
 from torchtune.config import Component
+from torchtune.errors import ConfigError
 from torchtune.models.llama import llama
 from torchtune.peft import lora
 from torchtune.training import Progress, StepMetrics
@@ -170,3 +171,9 @@ def test_the_profiler_writes_a_trace(tmp_path):
         profiler.step()
     profiler.stop()
     assert list((tmp_path / "profile").glob("*.json*"))
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**30])
+def test_a_seed_of_more_than_64_bits_is_refused(seed):
+    with pytest.raises(ConfigError, match="'seed' must be a number of 64 bits"):
+        training.set_seed(seed)

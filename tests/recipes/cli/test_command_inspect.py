@@ -44,10 +44,10 @@ chat template  none
 
 
 def test_a_model_is_shown_in_aligned_lines(tune, tmp_path):
-    folder = tiny_checkpoint(tmp_path / "m", chat_template=None)
+    folder = tiny_checkpoint(tmp_path / "my model", chat_template=None)
     done = tune("inspect", str(folder))
     assert (done.returncode, done.stdout) == (0, MODEL.format(path=folder))
-    assert done.stderr == f'next: tune generate --checkpoint {folder} --prompt "..."\n'
+    assert done.stderr == f"next: tune generate --checkpoint '{folder}' --prompt \"...\"\n"
 
 
 def test_damage_is_a_line_and_exit_code_3_also_in_json(tune, tmp_path):

@@ -1,6 +1,7 @@
 """The facts of `torchtune.checkpoint.describe` as lines of text."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,9 +30,9 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 def next_command(report: Mapping[str, Any]) -> str:
     """Return what one would type next, having read the report."""
-    path, kind = report["path"], report["kind"]
+    path, kind = shlex.quote(str(report["path"])), report["kind"]
     if report["problems"]:
-        return _mending(report)
+        return _mending(report, path)
     if kind == "adapter" and not report["base"]["found"]:
         return f"tune generate --checkpoint {path} --base DIR"
     return {
@@ -45,14 +46,14 @@ def next_command(report: Mapping[str, Any]) -> str:
     }[kind]
 
 
-def _mending(report: Mapping[str, Any]) -> str:
+def _mending(report: Mapping[str, Any], path: str) -> str:
     hub = report.get("hub") or {}
     if "repo" in hub:
-        return f"tune download {hub['repo']} --output-dir {report['path']}"
+        return f"tune download {hub['repo']} --output-dir {path}"
     if report["kind"] == "dataset":
-        return f"tune data check {report['path']} --checkpoint DIR --format FORMAT"
+        return f"tune data check {path} --checkpoint DIR --format FORMAT"
     if report["kind"] == "config":
-        return f"tune validate {report['path']}"
+        return f"tune validate {path}"
     return "fetch or save again what the problems name"
 
 

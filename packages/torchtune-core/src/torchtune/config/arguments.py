@@ -73,6 +73,9 @@ def _flag(flag: str, queue: list[str], keys: Mapping[str, Key], found: Arguments
             return
         text = value
     if name == "config":
+        if found.config not in (None, text):
+            what = f"a second config: {text} after {found.config}; there can be one"
+            found.faults.append(ConfigError("E-ARGUMENT", what, where=COMMAND_LINE))
         found.config = text
     elif name == "trust":
         found.trust.append(text)

@@ -1,6 +1,7 @@
 """Turn a node into the type that an annotation asks for, or say what is wrong with it."""
 
 import collections.abc
+import sys
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -72,7 +73,7 @@ def _scalar(node: Node, kind: Any) -> tuple[bool, Any]:
     if kind is bool:
         return isinstance(value, bool), value
     if kind is int or kind is float:
-        return _number(value, kind)
+        return _number(node, kind)
     if kind is str or kind is Path:
         text = value if isinstance(value, str) else node.text
         fits = value is not None and (bool(text) or isinstance(value, str))
@@ -80,11 +81,13 @@ def _scalar(node: Node, kind: Any) -> tuple[bool, Any]:
     return _foreign(kind), node.plain()
 
 
-def _number(value: Any, kind: Any) -> tuple[bool, Any]:
+def _number(node: Node, kind: Any) -> tuple[bool, Any]:
+    value = node.value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False, None
     if kind is float:
-        return True, float(value)
+        fits = abs(value) <= sys.float_info.max or ".inf" in node.text.lower()  # not 1e999
+        return fits, float(value) if fits else None
     whole = isinstance(value, int) or value.is_integer()
     return whole, int(value) if whole else None
 

@@ -17,6 +17,7 @@ ENVIRONMENT = ("HOME", "USER", "PWD", "TMPDIR", "SCRATCH", "DATA_DIR", "MODEL_DI
 KEY = r"\.*[A-Za-z_]\w*(?:\.\w+|\[\w+\])*"
 SIMPLE = re.compile(rf"\$\{{\s*(?:{KEY}|oc\.env:\s*(\w+)\s*(?:,[\w./ -]*)?)\s*\}}")
 ESCAPED = re.compile(r"\\\$\{")
+RAISED = "KeyError raised while resolving interpolation: "  # OmegaConf's, before what it is
 Path = tuple[str | int, ...]
 
 
@@ -69,7 +70,7 @@ def _refused(text: str) -> ConfigError | None:
 
 def _written(path: Path) -> str:
     words = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
-    return "".join(words).lstrip(".")
+    return "".join(words).lstrip(".").removesuffix("._component_")
 
 
 def _resolve(
@@ -87,7 +88,7 @@ def _resolve(
             if isinstance(found, Container):
                 found = OmegaConf.to_container(found, resolve=True)
         except OmegaConfBaseException as error:
-            what = str(error).splitlines()[0]
+            what = str(error).splitlines()[0].removeprefix(RAISED).strip('"')
             where = place(_written(path), node.where)
             faults.append(ConfigError("E-CONFIG-INTERPOLATION", what, where=where))
             found = UNREAD

@@ -5,6 +5,8 @@ import random
 
 import torch
 
+from torchtune.errors import ConfigError
+
 __all__ = ["set_seed"]
 
 
@@ -14,7 +16,13 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
     Args:
         seed: The run's seed.
         deterministic: Use torch's deterministic algorithms, slower on a GPU; a CPU is so anyway.
+
+    Raises:
+        ConfigError: `seed` does not fit into 64 bits.
     """
+    if not -(2**63) <= seed < 2**63:
+        what = f"'seed' must be a number of 64 bits, found {seed}"
+        raise ConfigError("E-CONFIG-VALUE", what, where="seed")
     random.seed(seed)
     torch.manual_seed(seed)
     if deterministic:

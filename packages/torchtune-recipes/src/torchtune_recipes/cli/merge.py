@@ -1,6 +1,7 @@
 """Merge an adapter into its base: one folder that transformers and vLLM load as it is."""
 
 import argparse
+import shlex
 import sys
 
 __all__ = ["add_arguments", "run"]
@@ -31,5 +32,6 @@ def run(args: argparse.Namespace) -> int:
     dtype = DTYPES.get(args.dtype)
     merge_adapter(args.base, args.adapter, args.folder, dtype=dtype, force=args.force)
     print(args.folder)
-    print(f'next: tune generate --checkpoint {args.folder} --prompt "..."', file=sys.stderr)
+    folder = shlex.quote(str(args.folder))
+    print(f'next: tune generate --checkpoint {folder} --prompt "..."', file=sys.stderr)
     return 0
