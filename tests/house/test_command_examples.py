@@ -91,6 +91,13 @@ def test_every_command_of_ours_has_its_place_in_the_journey():
     assert known <= placed
 
 
+def test_without_integrations_each_of_its_commands_says_what_brings_it(monkeypatch):
+    there = {each.name: each.package for each in commands() if "integrations" in each.package}
+    monkeypatch.setattr("torchtune_recipes.commands.entry_points", lambda group: [])
+    missing = {each.name: each.package for each in commands() if not each.module}
+    assert there and missing == there
+
+
 def test_the_page_of_the_command_line_has_every_command():
     page = (Path(__file__).resolve().parents[2] / "docs/command_line.md").read_text("utf-8")
     rows = re.findall(r"^\| `tune (.+?)` \|", page, re.MULTILINE)

@@ -161,7 +161,9 @@ def bare_folder(tmp_path):
     return tmp_path / "bare"
 
 
-@pytest.mark.parametrize(("command", "extra"), [("evaluate", "eval"), ("push_to_hub", "hub")])
+@pytest.mark.parametrize(
+    ("command", "extra"), [("evaluate", "eval"), ("export", "gguf"), ("push_to_hub", "hub")]
+)
 def test_a_command_of_a_package_that_is_not_there_says_what_brings_it(bare_folder, command, extra):
     def tune(word):
         code = [sys.executable, "-S", "-m", "torchtune_recipes.cli.main", word]

@@ -40,6 +40,7 @@ JOURNEY = {
 
 _ELSEWHERE = {
     "evaluate": ("Score a checkpoint on tasks of lm-eval", "torchtune-integrations", "eval"),
+    "export": ("Write a checkpoint in another program's format", "torchtune-integrations", "gguf"),
     "push_to_hub": ("Publish a checkpoint with its model card", "torchtune-integrations", "hub"),
 }
 _HERE = Path(__file__).parent / "cli"
