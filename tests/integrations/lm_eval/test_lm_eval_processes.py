@@ -91,11 +91,16 @@ def test_the_command_says_once_what_it_says_alone(story_model, task_folder, tmp_
             text=True,
             timeout=300,
         )
-        for more in ([], ["--nproc_per_node", "2"], ["--nproc-per-node=2", "--shard"])
+        for more in (
+            [],
+            ["--nproc_per_node", "2"],
+            ["--nproc-per-node=2", "--shard"],
+            ["--nproc-per-node=2", "--tensor=2"],
+        )
     )
     for done in several:
         assert (done.returncode, done.stdout) == (0, alone.stdout), done.stderr
         assert [line[:20] for line in done.stderr.splitlines()] == [
             line[:20] for line in alone.stderr.splitlines()
         ]
-    assert len(list(tmp_path.rglob("results_*.json"))) == 3
+    assert len(list(tmp_path.rglob("results_*.json"))) == 4

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "processes that share the questions: a number, gpu or cpu"
     add("--nproc-per-node", "--nproc_per_node", metavar="N", help=about)
     add("--shard", action="store_true", help="cut a model over them that one GPU cannot hold")
+    about = "cut each matrix over N of them, as parallel.tensor does"
+    add("--tensor", type=int, default=1, metavar="N", help=about)
     add("--batch-tokens", type=int, metavar="N", help="of a forward; 2048 on a CPU, else 16384")
     add("--seed", type=int, default=1234, help="of few-shot examples and drawn answers; 1234")
     add("--confirm-run-unsafe-code", action="store_true", help="let tasks run the model's code")
@@ -65,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     from torchtune_integrations.lm_eval.results import compared, comparison, table, write
     from torchtune_integrations.lm_eval.tasks import load_tasks
 
-    parallel = Parallel() if args.shard else Parallel(data_replicate=-1, data_shard=1)
+    whole = {} if args.shard else {"data_replicate": -1, "data_shard": 1}
+    parallel = Parallel(tensor=args.tensor, **whole)
     world = join_world(args.device, parallel)
     found = find_checkpoint(args.checkpoint, base=args.base, check_base=False)  # the cheap first
     if args.compare:
@@ -121,7 +124,11 @@ def _evaluate(
 def _check_numbers(args: argparse.Namespace) -> None:
     from torchtune.errors import ConfigError
 
-    positive = {"--limit": args.limit, "--batch-tokens": args.batch_tokens}
+    positive = {
+        "--limit": args.limit,
+        "--batch-tokens": args.batch_tokens,
+        "--tensor": args.tensor,
+    }
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise ConfigError("E-USAGE", f"{name} is {value:g}; it must be above 0")
