@@ -1,6 +1,10 @@
 """The public test parts do what they say, seen by transformers."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +56,35 @@ def sleep_forever():
 def test_processes_that_hang_are_ended():
     with pytest.raises(TimeoutError, match="still running"):
         run_distributed(sleep_forever, 2, timeout=3.0)
+
+
+LEFT_ALONE = """
+import os, pathlib, sys, time
+from torchtune.testing import run_distributed
+
+def wait(folder):
+    pathlib.Path(folder, os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(10_000)
+
+if __name__ == "__main__":
+    run_distributed(wait, 2, sys.argv[1], timeout=10_000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script, ranks = tmp_path / "script.py", tmp_path / "ranks"
+    script.write_text(LEFT_ALONE)
+    ranks.mkdir()
+    caller, numbers = subprocess.Popen([sys.executable, script, ranks]), []
+    while len(numbers) < 2:
+        numbers = [text for path in ranks.iterdir() if (text := path.read_text())]
+        assert caller.poll() is None
+        time.sleep(0.05)
+    caller.kill()
+    caller.wait()
+    end = time.monotonic() + 120
+    while any(Path("/proc", number).exists() for number in numbers):
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,9 +1,12 @@
 """A function called in several processes of a world, for tests."""
 
+import gc
+import importlib
 import importlib.util
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,9 +14,9 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torchtune.errors import TuneError
 
@@ -29,7 +32,8 @@ def run_distributed(
 
     The function finds ``RANK`` and ``WORLD_SIZE`` set and calls `torchtune.distributed.join_world`
     itself, as a recipe does; it may leave without closing its world. Each process has one thread
-    and sees no GPU. With one process the function runs here, in a world of one.
+    and sees no GPU. With one process the function runs here, in a world of one. On Linux the
+    processes are copies of one that has loaded torch, and they end with the caller's process.
 
     Args:
         function: Defined at the top of an importable module or of a file, such as a test.
@@ -45,18 +49,17 @@ def run_distributed(
     if processes == 1:
         with _without_ranks():
             return [function(*args)]
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         _write_call(folder, function, args)
         # The parent holds the store on a port of the system's choice: no two runs can collide.
         store = _open_store()
-        workers = [_start(folder, rank, processes, store.port) for rank in range(processes)]
+        workers = _start(folder, processes, store.port)
         try:
             _wait(workers, folder, time.monotonic() + timeout)
         finally:
             for worker in workers:
-                worker.kill()
-                worker.wait()
+                _end(worker)
         return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(processes)]
 
 
@@ -85,11 +88,17 @@ def _write_call(folder: Path, function: Callable[..., Any], args: tuple[Any, ...
     (folder / "call.pickle").write_bytes(pickle.dumps((function, args)))
 
 
-def _start(folder: Path, rank: int, size: int, port: int) -> "subprocess.Popen[bytes]":
-    ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+def _start(folder: Path, size: int, port: int) -> list["subprocess.Popen[bytes]"]:
+    """Start what becomes all ranks, or each rank where a process cannot be copied safely."""
+    if sys.platform == "linux":
+        return [_python(f"_copies({str(folder)!r}, {size}, {os.getpid()})", folder / "all", port)]
+    calls = [f"_become({str(folder)!r}, {rank}, {size})" for rank in range(size)]
+    return [_python(call, folder / str(rank), port) for rank, call in enumerate(calls)]
+
+
+def _python(call: str, place: Path, port: int) -> "subprocess.Popen[bytes]":
     environment = {
         **os.environ,
-        **{key: str(value) for key, value in ranks.items()},
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -97,14 +106,24 @@ def _start(folder: Path, rank: int, size: int, port: int) -> "subprocess.Popen[b
         "CUDA_VISIBLE_DEVICES": "",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
-    code = "import sys; from torchtune.distributed.processes import _work; _work(sys.argv[1], sys.argv[2])"
-    with (folder / f"{rank}.output").open("wb") as output:
+    code = f"from torchtune.distributed import processes; processes.{call}"
+    with place.with_suffix(".output").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), str(rank)],
+            [sys.executable, "-c", code],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and its copies."""
+    if worker.poll() is None and os.name == "posix":
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+    worker.kill()
+    worker.wait()
 
 
 def _wait(workers: Sequence["subprocess.Popen[bytes]"], folder: Path, deadline: float) -> None:
@@ -131,7 +150,38 @@ def _output(folder: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.output")))
 
 
-def _work(name: str, rank: str) -> None:
+def _copies(name: str, size: int, caller: int) -> NoReturn:
+    """Become all ranks: load torch once, and go on in a copy for each; end when `caller` does."""
+    importlib.import_module("torch.distributed.fsdp")
+    gc.freeze()  # so that no copy has to write where this process's objects lie
+    living, failed = {_copy(name, rank, size) for rank in range(size)}, False
+    while living and not failed:
+        number, status = os.waitpid(-1, os.WNOHANG)
+        living.discard(number)
+        failed = bool(status) or os.getppid() != caller
+        time.sleep(0 if number else 0.01)
+    for number in living:
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)
+    os._exit(int(failed))
+
+
+def _copy(name: str, rank: int, size: int) -> int:
+    if number := os.fork():
+        return number
+    output = os.open(Path(name, f"{rank}.output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    _become(name, rank, size)
+
+
+def _become(name: str, rank: int, size: int) -> NoReturn:
+    values = (rank, size, rank, size)
+    os.environ.update({key: str(value) for key, value in zip(RANK_KEYS, values, strict=True)})
+    _work(name, str(rank))
+
+
+def _work(name: str, rank: str) -> NoReturn:
     folder = Path(name)
     try:
         function, args = _read_call(folder)
