@@ -52,6 +52,15 @@ def test_a_save_becomes_a_step_folder_that_latest_names(tmp_path):
     assert fields["files"] == {"inner/file.txt": {"size": 11, "sha256": digest}}
 
 
+def test_the_home_folder_is_not_a_folder_called_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder("~/run", WORLD)
+    run.close()
+    assert run.path == tmp_path / "run"
+    assert names(tmp_path) == ["run"]
+
+
 def test_latest_is_a_file_with_the_name_where_links_are_not_allowed(tmp_path, monkeypatch):
     def refuse(*_args, **_more):
         raise OSError("links are not allowed")

@@ -11,7 +11,7 @@ from torchtune.data import ChatFormat, auto_tokenizer, load_rows, tokenize_rows
 from torchtune.data.workers import map_in_workers
 from torchtune.distributed import join_world
 from torchtune.errors import DataError, MissingError, TuneError
-from torchtune.testing import run_distributed
+from torchtune.testing import run_distributed, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +191,12 @@ def test_the_room_is_imported_without_the_heavy_libraries():
     code += f"print({heavy} & (set(sys.modules) - was))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused_with_its_place(tmp_path):
+    """Else torch fails inside the embedding, on a GPU for the whole process."""
+    folder = tiny_checkpoint(tmp_path / "model", vocab_size=100)
+    (tmp_path / "a.jsonl").write_text('{"text": "!"}\n{"text": "\u00ff"}\n')
+    with pytest.raises(DataError, match="the tokenizer gives token") as caught:
+        tokenize_rows(load_rows(tmp_path / "a.jsonl"), auto_tokenizer(folder), max_seq_len=9)
+    assert caught.value.where == f"{tmp_path / 'a.jsonl'}:2"

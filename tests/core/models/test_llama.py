@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torchtune.data import Documents, flat_batch
 from torchtune.errors import ConfigError, MissingError
 from torchtune.losses import LinearCrossEntropy
 from torchtune.models import auto, from_pretrained
 from torchtune.models.llama import HUB_NAMES, SIZES, from_hf_config, llama
+from torchtune.testing import tiny_checkpoint
 
 LLAMAS = ("llama2", "llama3", "llama3_1", "llama3_2")
 
@@ -127,6 +129,15 @@ def test_the_config_a_builder_writes_builds_the_same_model():
         ({"num_key_value_heads": 3}, "do not divide"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "needs ['low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "needs numbers above 0"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object, found 'linear'"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number above 0, found -1"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number above 0"),
+        ({"vocab_size": "512", "rms_norm_eps": 0}, "found '512'; rms_norm_eps must be a number"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported"),
+        ({"sliding_window": 128}, "sliding_window 128 is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(change, said, shared, tmp_path):
@@ -136,6 +147,48 @@ def test_a_config_that_cannot_be_followed_is_refused(change, said, shared, tmp_p
     with pytest.raises(ConfigError) as caught:
         auto(tmp_path)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sliding_window": 4096},  # more than the positions
+        {"sliding_window": 128, "use_sliding_window": False},
+        {"partial_rotary_factor": 1.0, "quantization_config": None, "head_dim": None},
+    ],
+)
+def test_keys_that_change_nothing_are_taken(change, shared, tmp_path):
+    config = json.loads((shared / "models/stories260k/config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert auto(tmp_path).hf_config["vocab_size"] == 512
+
+
+def test_a_checkpoint_is_found_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_checkpoint(tmp_path / "model")
+    assert from_pretrained("~/model").hf_config["vocab_size"] == 260
+
+
+def test_a_runs_folder_names_its_newest_checkpoint(tmp_path):
+    (tmp_path / "latest").symlink_to(tiny_checkpoint(tmp_path / "step_000001"))
+    with pytest.raises(MissingError, match=r"its newest checkpoint is .*latest"):
+        auto(tmp_path)
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="a JSON object is wanted, found"):
+        auto(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is stored as \w+: quantised weights"):
+        from_pretrained(folder)
 
 
 def test_a_folder_without_config_is_missing(tmp_path):

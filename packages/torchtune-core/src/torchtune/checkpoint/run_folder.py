@@ -72,7 +72,8 @@ class RunFolder:
         resume: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         self._remote = RemoteFolder(str(output_dir)) if is_remote(output_dir) else None
-        self.path = self._remote.working_folder() if self._remote else Path(output_dir).absolute()
+        local = Path(output_dir).expanduser().absolute()
+        self.path = self._remote.working_folder() if self._remote else local
         self.place = self._remote.url if self._remote else str(self.path)
         self.world = world
         self._launchers = launch_names(world)

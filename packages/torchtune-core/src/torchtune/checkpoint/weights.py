@@ -14,7 +14,7 @@ from torch import Tensor
 from torchtune.checkpoint.disk import file_digest
 from torchtune.checkpoint.safetensors_file import DTYPES, Entry, read_header
 from torchtune.checkpoint.tensor_reading import Piece, fill_from
-from torchtune.errors import MissingError
+from torchtune.errors import ConfigError, MissingError
 
 __all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Weights", "read_weights", "weights_digest"]
 
@@ -100,8 +100,19 @@ class Weights(Mapping[str, Tensor]):
 
         Raises:
             MissingError: A file is cut short, or the files hold only parts of the tensor.
+            ConfigError: `target` is of floating point and the files hold quantised numbers.
         """
-        fill_from(self._pieces(name), target, name)
+        pieces = self._pieces(name)
+        stored = pieces[0].dtype
+        if target.is_floating_point() and not (stored.is_floating_point and stored.itemsize > 1):
+            raise ConfigError(
+                "E-WEIGHTS-QUANTISED",
+                f"{name} is stored as {str(stored).removeprefix('torch.')}: quantised weights are "
+                "not supported",
+                where=str(pieces[0].path),
+                do="take the checkpoint that it was quantised from",
+            )
+        fill_from(pieces, target, name)
 
     def _pieces(self, name: str) -> list[Piece]:
         if name not in self._paths:
@@ -143,7 +154,7 @@ def read_weights(folder: str | os.PathLike[str]) -> Weights:
         MissingError: The folder, a shard or a tensor that the index names is absent, a file is cut
             short, or there are only pickled weights, which are never read.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     return Weights([folder]) if folder.is_file() else _read_folder(folder)
 
 
@@ -221,7 +232,7 @@ def weights_digest(folder: str | os.PathLike[str]) -> str:
     Raises:
         MissingError: There are no weights, or some are absent.
     """
-    files = weight_files(Path(folder))
+    files = weight_files(Path(folder).expanduser())
     with ThreadPoolExecutor(max_workers=4) as threads:
         digests = threads.map(file_digest, files)
         lines = [

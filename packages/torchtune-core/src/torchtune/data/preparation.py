@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.documents import Documents, Preparation
-from torchtune.data.forms import Chat, Example, Tokens
+from torchtune.data.forms import Chat, Example, Text, Tokens
 from torchtune.data.rows import Rows, TrainOn, as_rows
 from torchtune.data.tokenizer import Tokenizer
 from torchtune.data.workers import map_in_workers
@@ -101,7 +101,15 @@ def encode_example(example: Example, format: ChatFormat, train_on: TrainOn = "al
     """
     if isinstance(example, Tokens):
         _check_ids(example.tokens, format.tokenizer.vocab_size)
-        return Encoded(example.tokens, example.trained)
+        encoded = Encoded(example.tokens, example.trained)
+    else:
+        encoded = _encode(example, format, train_on)
+    if model_vocab := getattr(format.tokenizer, "model_vocab", None):
+        _check_embedded(encoded.tokens, model_vocab)
+    return encoded
+
+
+def _encode(example: Chat | Text, format: ChatFormat, train_on: TrainOn) -> Encoded:
     try:
         if isinstance(example, Chat):
             return format.encode(example.messages, train_on=train_on, tools=example.tools)
@@ -125,6 +133,13 @@ def _check_ids(tokens: list[int], size: int) -> None:
     if wrong is not None:
         what = f"token {wrong} is not in the vocabulary, which has {size}"
         do = "tokenize the rows with this model's tokenizer"
+        raise DataError("E-DATA-TOKENS", what, do=do)
+
+
+def _check_embedded(tokens: list[int], size: int) -> None:
+    if tokens and max(tokens) >= size:
+        what = f"the tokenizer gives token {max(tokens)}, and the model has {size}, counted from 0"
+        do = "take the tokenizer that belongs to the model, or a model whose embedding was enlarged"
         raise DataError("E-DATA-TOKENS", what, do=do)
 
 

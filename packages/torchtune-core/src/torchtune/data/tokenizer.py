@@ -77,6 +77,7 @@ class _Shared:
 
     def _set(self, files: TokenizerFiles, named: Mapping[str, int | None]) -> None:
         self.files = files
+        self.model_vocab: int | None = None  # set where the model of the same folder is meant
         self.source = str(files.folder or "a tokenizer made by a program")
         self.names: Mapping[str, str] = files.names
         self.chat_template = files.chat_template

@@ -34,6 +34,7 @@ class TokenizerFiles:
         stop_ids: End tokens named by ``generation_config.json`` and ``config.json``.
         model_ids: ``bos_token`` and ``eos_token`` ids of ``config.json``, where it has them.
         chat_template: The model's own template.
+        model_vocab: ``vocab_size`` of ``config.json``: how many ids the model there can take.
     """
 
     folder: Path | None = None
@@ -43,6 +44,7 @@ class TokenizerFiles:
     stop_ids: tuple[int, ...] = ()
     model_ids: Mapping[str, int] = field(default_factory=dict)
     chat_template: str | None = None
+    model_vocab: int | None = None
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -64,6 +66,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         stop_ids=tuple(stop),
         model_ids={name: ids[0] for name, ids in model_ids.items() if ids},
         chat_template=_template(folder, config),
+        model_vocab=next(iter(_ids(model.get("vocab_size"))), None),
     )
 
 

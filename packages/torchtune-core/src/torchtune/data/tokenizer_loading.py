@@ -32,6 +32,7 @@ def auto_tokenizer(checkpoint: str | Path, chat_template: str | None = None) -> 
         ConfigError: One of the files is not what it should be.
     """
     folder = checkpoint_folder(checkpoint)
+    tokenizer: FastTokenizer | SentencePieceTokenizer
     if (folder / "tokenizer.json").is_file():
         tokenizer = tokenizer_json(folder / "tokenizer.json")
     elif not (folder / "tokenizer.model").is_file():
@@ -42,12 +43,13 @@ def auto_tokenizer(checkpoint: str | Path, chat_template: str | None = None) -> 
         tokenizer = llama3_tiktoken(folder / "tokenizer.model")
     else:
         tokenizer = sentencepiece(folder / "tokenizer.model")
+    tokenizer.model_vocab = tokenizer.files.model_vocab
     if chat_template is not None:
         tokenizer.chat_template = find_template(chat_template)
     return tokenizer
 
 
-def tokenizer_json(path: str | Path) -> Tokenizer:
+def tokenizer_json(path: str | Path) -> FastTokenizer:
     """Return the tokenizer at `path`, a ``tokenizer.json``; the files beside it are heard too.
 
     Raises:
@@ -63,7 +65,7 @@ def tokenizer_json(path: str | Path) -> Tokenizer:
     return FastTokenizer(backend, read_tokenizer_files(path.parent))
 
 
-def sentencepiece(path: str | Path) -> Tokenizer:
+def sentencepiece(path: str | Path) -> SentencePieceTokenizer:
     """Return the tokenizer at `path`, a sentencepiece ``tokenizer.model`` such as Llama 2's.
 
     Raises:
@@ -74,7 +76,7 @@ def sentencepiece(path: str | Path) -> Tokenizer:
     return SentencePieceTokenizer(path.read_bytes(), read_tokenizer_files(path.parent))
 
 
-def llama3_tiktoken(path: str | Path) -> Tokenizer:
+def llama3_tiktoken(path: str | Path) -> FastTokenizer:
     """Return the tokenizer at `path`, the tiktoken-format ``tokenizer.model`` of Llama 3 or 4.
 
     Generation ends at ``<|end_of_text|>`` and at the two tokens that end a turn. `save` writes a

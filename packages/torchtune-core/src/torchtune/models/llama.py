@@ -141,6 +141,8 @@ def from_hf_config(config: Mapping[str, Any], *, where: str = "config.json") -> 
     if config.get("hidden_act", "silu") != "silu":
         what = f"hidden_act {config['hidden_act']!r} is not supported, only 'silu'"
         raise ConfigError("E-MODEL-CONFIG", what, where=where)
+    if faults := [*_wrong_values(config), *_asks_for_more(config)]:
+        raise ConfigError("E-MODEL-CONFIG", "; ".join(faults), where=where)
     defaults = {"num_key_value_heads": config["num_attention_heads"], "rms_norm_eps": 1e-6}
     values = {**defaults, **{key: value for key, value in config.items() if value is not None}}
     model = llama(**{ours: values[key] for ours, key in KEYS.items() if key in values})
@@ -150,11 +152,59 @@ def from_hf_config(config: Mapping[str, Any], *, where: str = "config.json") -> 
 
 def _rope_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `rope_theta` and `rope_scaling` from transformers 5's `rope_parameters`, if present."""
-    rope = dict(config.get("rope_parameters") or {})
-    if not rope:
-        return {}
-    theta = {"rope_theta": rope.pop("rope_theta")} if "rope_theta" in rope else {}
-    return {**theta, "rope_scaling": None if rope.get("rope_type") == "default" else rope}
+    rope = config.get("rope_parameters")
+    if not rope or not isinstance(rope, Mapping):
+        return {"rope_scaling": rope} if rope else {}
+    apart = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in apart}
+    return {**apart, "rope_scaling": None if rope.get("rope_type") == "default" else scaling}
+
+
+SIZE_KEYS = (
+    "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size",
+    "intermediate_size", "max_position_embeddings", "head_dim",
+)  # fmt: skip
+
+NEUTRAL = {
+    "quantization_config": None, "sliding_window": None, "partial_rotary_factor": 1,
+    "attn_logit_softcapping": None, "final_logit_softcapping": None,
+}  # fmt: skip
+"""Keys that mean another computation, and the value with which they do not."""
+
+
+def _wrong_values(config: Mapping[str, Any]) -> list[str]:
+    """Name each size that is no whole number above 0, and each number or mapping that is none."""
+    checks = [
+        *((key, _is_size, "a whole number above 0") for key in SIZE_KEYS),
+        *((key, _is_number, "a number above 0") for key in ("rope_theta", "rms_norm_eps")),
+        ("rope_scaling", lambda value: isinstance(value, Mapping), "an object"),
+    ]
+    return [
+        f"{key} must be {wanted}, found {config[key]!r}"
+        for key, fits, wanted in checks
+        if not (config.get(key) is None and key in OPTIONAL) and not fits(config[key])
+    ]
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+def _asks_for_more(config: Mapping[str, Any]) -> list[str]:
+    """Name what the config asks for and would silently not get."""
+    window = config.get("sliding_window")
+    whole = config.get("use_sliding_window") is False or (
+        _is_size(window) and window >= config["max_position_embeddings"]
+    )
+    return [
+        f"{key} {str(config[key])[:60]} is not supported"
+        for key, neutral in NEUTRAL.items()
+        if config.get(key) not in (None, neutral) and not (key == "sliding_window" and whole)
+    ]
 
 
 def _llama2(**sizes: Any) -> dict[str, Any]:

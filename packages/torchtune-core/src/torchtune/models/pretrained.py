@@ -29,7 +29,7 @@ def auto(checkpoint: str | Path) -> Decoder:
         MissingError: There is no such folder or config.json.
         ConfigError: The architecture is not supported, or the file is not valid.
     """
-    path = Path(checkpoint) / "config.json"
+    path = Path(checkpoint).expanduser() / "config.json"
     config = _read(path)
     kind = config.get("model_type")
     if kind not in families():
@@ -76,13 +76,23 @@ def from_pretrained(
     return model.eval()
 
 
+def _instead(path: Path) -> str:
+    latest = path.parent / "latest"
+    if latest.exists():
+        return f"that is a run's folder; its newest checkpoint is {latest}"
+    return "give a folder in Hugging Face's format: config.json, safetensors, tokenizer"
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingError(
-            "E-CHECKPOINT-MISSING", "no such checkpoint file", where=str(path),
-            do="give a folder in Hugging Face's format: config.json, safetensors, tokenizer",
+            "E-CHECKPOINT-MISSING", "no such checkpoint file", where=str(path), do=_instead(path),
         )  # fmt: skip
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError("E-MODEL-CONFIG", f"not valid JSON: {error}", where=str(path)) from error
+    if not isinstance(found, dict):
+        what = f"a JSON object is wanted, found {str(found)[:60]}"
+        raise ConfigError("E-MODEL-CONFIG", what, where=str(path))
+    return found

@@ -40,6 +40,9 @@ def rope_frequencies(
         )  # fmt: skip
     if missing := [key for key in needed[kind] if key not in scaling]:
         raise ConfigError("E-ROPE", f"rope scaling {kind!r} needs {missing}", where="rope_scaling")
+    if wrong := {key: scaling[key] for key in needed[kind] if not _is_factor(scaling[key])}:
+        what = f"rope scaling {kind!r} needs numbers above 0, found {wrong}"
+        raise ConfigError("E-ROPE", what, where="rope_scaling")
 
     def frequencies(device: torch.device) -> Tensor:
         steps = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float()
@@ -49,6 +52,10 @@ def rope_frequencies(
         return _llama3(inverse, scaling) if kind == "llama3" else inverse
 
     return frequencies
+
+
+def _is_factor(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
