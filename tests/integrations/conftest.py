@@ -4,7 +4,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 
 import pytest
 from torchtune.testing import tiny_checkpoint
+from warm_python import WarmPython
 
 Sft = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def sft(tmp_path_factory: pytest.TempPathFactory) -> Sft:
+def sft(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> Sft:
     """Run ``tune run sft WORDS`` on a tiny model; `.folder` is where, `.run` its output folder."""
     if find_spec("torchtune_recipes") is None:
         pytest.skip("needs torchtune-recipes, whose recipe it runs")
@@ -27,16 +27,10 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Sft:
     (folder / "my.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
     def sft(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "torchtune_recipes.cli.main", "run", "sft"]
-        command += ["--checkpoint=my-model", "--dataset=my.jsonl", "--output-dir=run"]
-        return subprocess.run(
-            [*command, "dtype=fp32", *words],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        given = ["--checkpoint=my-model", "--dataset=my.jsonl", "--output-dir=run", "dtype=fp32"]
+        there = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        main = "torchtune_recipes.cli.main"
+        return warm_python.run(main, "run", "sft", *given, *words, cwd=folder, env=there)
 
     sft.folder, sft.run = folder, folder / "run"  # type: ignore[attr-defined]
     return sft

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 from torchtune_recipes.cli.main import main
+from warm_python import WarmPython
 
+MAIN = "torchtune_recipes.cli.main"
 TUNE = Path(sys.executable).with_name("tune")
 
 
 class Runs:
     """Starts `tune run sft` on the small trained model and a few Alpaca rows."""
 
-    def __init__(self, shared: Path, folder: Path) -> None:
+    def __init__(self, shared: Path, folder: Path, python: WarmPython) -> None:
+        self.python = python
         self.base = shared / "models/stories260k"
         self.rows = shared / "data/alpaca/alpaca_small.json"
         self.folder = folder
@@ -41,11 +44,11 @@ class Runs:
         )  # fmt: skip
 
     def run(self, name: str, *arguments: str, code: int = 0, **options) -> list[dict]:
-        """Run to the end; return the lines of metrics.jsonl."""
-        done = self.start(name, *arguments, **options)
-        _, errors = done.communicate(timeout=300)
-        assert done.returncode == code, errors[-3000:]
-        self.said = errors
+        """Run to the end; return the lines of metrics.jsonl, if it wrote any."""
+        words = self.command(name, *arguments, **options)[1:]
+        done = self.python.run(MAIN, *words, cwd=self.folder, env=environment())
+        assert done.returncode == code, done.stderr[-3000:]
+        self.said = done.stderr
         return self.metrics(name)
 
     def here(self, name: str, *arguments: str, code: int = 0) -> list[dict]:
@@ -68,7 +71,8 @@ class Runs:
 
     def metrics(self, name: str) -> list[dict]:
         """Return the lines of metrics.jsonl."""
-        text = (self.folder / name / "metrics.jsonl").read_text()
+        path = self.folder / name / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 
 
@@ -78,12 +82,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def runs(shared, tmp_path) -> Runs:
+def runs(shared, tmp_path, warm_python) -> Runs:
     """What starts runs, in a fresh folder."""
-    return Runs(shared, tmp_path)
+    return Runs(shared, tmp_path, warm_python)
 
 
 @pytest.fixture(scope="module")
-def module_runs(shared, tmp_path_factory) -> Runs:
+def module_runs(shared, tmp_path_factory, warm_python) -> Runs:
     """The same for a module, whose tests share runs."""
-    return Runs(shared, tmp_path_factory.mktemp("runs"))
+    return Runs(shared, tmp_path_factory.mktemp("runs"), warm_python)

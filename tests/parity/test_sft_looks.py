@@ -1,21 +1,18 @@
 """What a run shows on its way: samples, benchmarks, and the rehearsal before it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from torchtune import training
+from torchtune.config import validate
 from torchtune.distributed import World
 from torchtune.errors import TuneError
+from torchtune_recipes import catalog
 
 transformers = pytest.importorskip("transformers")
-TUNE = Path(sys.executable).with_name("tune")
 PROMPTS = ["Once upon a time", "The cat"]
 EVALUATOR = '''
 """Count the calls of an evaluator, and what it was called with."""
@@ -60,14 +57,13 @@ def test_samples_are_what_transformers_answers_with_the_checkpoint(processes, ru
     assert lines[0]["answer"] != lines[2]["answer"]
 
 
-def test_an_evaluators_figures_stand_with_its_step(runs):
+def test_an_evaluators_figures_stand_with_its_step(runs, monkeypatch):
     (runs.folder / "my_evaluators.py").write_text(EVALUATOR)
-    os.environ["PYTHONPATH"] = str(runs.folder)
+    monkeypatch.setenv("PYTHONPATH", str(runs.folder))
     metrics = runs.run(
         "out", "--trust", "my_evaluators", "max_steps=5", "log_every_n_steps=5",
         "evaluate=my_evaluators.Counting", "evaluate.every_n_steps=2",
     )  # fmt: skip
-    del os.environ["PYTHONPATH"]
     assert [(line["step"], line["counting/calls"]) for line in metrics] == [(2, 1), (4, 2), (5, 3)]
     assert {line["counting/vocabulary"] for line in metrics} == {512}
 
@@ -76,29 +72,24 @@ def test_arguments_alone_mean_the_usual_evaluator(runs):
     pytest.importorskip("torchtune_integrations")
     config = runs.folder / "my.yaml"
     config.write_text("dataset: x.jsonl\ncheckpoint: m\nevaluate: {tasks: [a], evry_n_steps: 2}\n")
-    command = [str(TUNE), "validate", "sft", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "my.yaml:3" in done.stderr and "'every_n_steps'" in done.stderr
+    faults, _ = validate(catalog.resolve_recipe("sft"), config, [])
+    said = "\n".join(map(str, faults))
+    assert "my.yaml:3" in said and "'every_n_steps'" in said
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_rehearsal_does_everything_and_leaves_nothing(processes, runs):
     arguments = ["max_steps=9", "validation_split=0.1", "peft=lora", "batch_size=2"]
-    command = runs.start("out", *arguments, "--rehearse", processes=processes)
-    _, said = command.communicate(timeout=300)
-    assert command.returncode == 0, said
-    assert "all well" in said and "9 steps take at most" in said
+    assert runs.run("out", *arguments, "--rehearse", processes=processes) == []
+    assert "all well" in runs.said and "9 steps take at most" in runs.said
     assert not (runs.folder / "out").exists()
     assert len(runs.run("out", *arguments)) == 9
 
 
 def test_a_rehearsal_finds_what_a_run_would_end_with(runs):
     runs.run("out", "max_steps=1")
-    command = runs.start("out", "--rehearse")
-    _, said = command.communicate(timeout=300)
-    assert command.returncode == 2
-    assert "E-FOLDER-HAS-RUN" in said
+    runs.run("out", "--rehearse", code=2)
+    assert "E-FOLDER-HAS-RUN" in runs.said
 
 
 def test_ctrl_c_ends_a_rehearsal_at_once(runs):
@@ -107,7 +98,7 @@ def test_ctrl_c_ends_a_rehearsal_at_once(runs):
         assert command.poll() is None
         time.sleep(0.01)
     command.send_signal(signal.SIGINT)
-    _, said = command.communicate(timeout=60)
+    _, said = command.communicate(timeout=300)
     assert (command.returncode, "all well" in said) == (130, False)
     assert len(runs.run("out", "max_steps=1")) == 1  # what it left is cleared away
 

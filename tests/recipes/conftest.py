@@ -7,27 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython
 
+MAIN = "torchtune_recipes.cli.main"
 Tune = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def tune(tmp_path: Path) -> Tune:
+def tune(tmp_path: Path, warm_python: WarmPython) -> Tune:
     """Run ``tune WORDS`` in an empty folder; `path` is put in front of Python's search path."""
 
     def call(*words: str, path: Path | None = None, **environment: str):
-        there = {"PYTHONPATH": str(path)} if path else {}
         alone = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        command = [sys.executable, "-m", "torchtune_recipes.cli.main", *words]
+        there = {**os.environ, **alone, **environment}
         folder = tmp_path / "here"
         folder.mkdir(exist_ok=True)
+        if path is None:
+            return warm_python.run(MAIN, *words, cwd=folder, env=there)
+        command, there["PYTHONPATH"] = [sys.executable, "-m", MAIN, *words], str(path)
         return subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, **alone, **there, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
+            command, cwd=folder, env=there, capture_output=True, text=True, timeout=300
         )
 
     return call

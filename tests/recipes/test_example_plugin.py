@@ -14,7 +14,7 @@ PLUGIN = Path(__file__).resolve().parents[1] / "example_plugin"
 
 
 @pytest.fixture(scope="module")
-def tune(tmp_path_factory):
+def tune(tmp_path_factory, warm_python):
     """Run ``tune WORDS`` where the package is installed; `.folder` is where."""
     pytest.importorskip("hatchling")
     folder, site = tmp_path_factory.mktemp("example"), tmp_path_factory.mktemp("site")
@@ -25,11 +25,9 @@ def tune(tmp_path_factory):
     tiny_checkpoint(folder / "my-model")
 
     def tune(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "torchtune_recipes.cli.main", *words]
         environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-        )
+        main = "torchtune_recipes.cli.main"
+        return warm_python.run(main, *words, cwd=folder, env=environment)
 
     tune.folder = folder
     return tune

@@ -40,7 +40,8 @@ def sft(tune, tmp_path):
     def sft(*words, **environment):
         given = [f"--checkpoint={tmp_path}/model", f"--dataset={tmp_path}/my.jsonl"]
         given += ["dtype=fp32", "max_steps=3", "--output-dir=run"]
-        return tune("run", "sft", *given, *words, path=tmp_path / "site", **environment)
+        path = {"PYTHONPATH": str(tmp_path / "site")}
+        return tune("run", "sft", *given, *words, **path, **environment)
 
     return sft
 

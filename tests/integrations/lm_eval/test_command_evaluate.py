@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -137,17 +136,13 @@ def test_without_the_harness_it_says_what_to_install(story_model, monkeypatch):
 
 
 @pytest.mark.skipif(find_spec("torchtune_recipes") is None, reason="needs torchtune-recipes")
-def test_the_terminal_shows_our_lines_and_no_others(story_model, task_folder, tmp_path):
-    command = [sys.executable, "-m", "torchtune_recipes.cli.main", "evaluate"]
-    words = ["--checkpoint", story_model, "--tasks", "local_arc_easy", "--limit", "2"]
-    done = subprocess.run(
-        [*command, *words, "--include-path", task_folder],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_the_terminal_shows_our_lines_and_no_others(
+    story_model, task_folder, tmp_path, warm_python
+):
+    words = ["evaluate", "--checkpoint", str(story_model), "--include-path", str(task_folder)]
+    words += ["--tasks", "local_arc_easy", "--limit", "2"]
+    there = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = warm_python.run("torchtune_recipes.cli.main", *words, cwd=tmp_path, env=there)
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0].split(" ")[0] for line in done.stderr.splitlines()] == [
         "evaluating",

@@ -14,6 +14,7 @@ from torchtune.testing import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pty = pytest.importorskip("pty")  # not on Windows
+MAIN = "torchtune_recipes.cli.main"
 QUESTIONS = ["What is two and two?", "Name a river."]
 
 
@@ -23,14 +24,19 @@ def model(tmp_path_factory):
 
 
 def command(*words):
-    return [sys.executable, "-m", "torchtune_recipes.cli.main", "chat", *map(str, words)]
+    return [sys.executable, "-m", MAIN, "chat", *map(str, words)]
 
 
-def piped(text, *words, folder, **environment):
-    return subprocess.run(
-        command(*words), input=text, cwd=folder, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+@pytest.fixture
+def piped(warm_python, tmp_path):
+    """Run ``tune chat WORDS`` in an empty folder, where `text` is what comes through the pipe."""
+
+    def call(text, *words):
+        words = ("chat", *map(str, words))
+        there = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return warm_python.run(MAIN, *words, cwd=tmp_path, env=there, input=text)
+
+    return call
 
 
 def transformers_answers(folder, questions, system=None):
@@ -73,7 +79,7 @@ class Terminal:
                 return self.wait_for(text, seconds=2)
         raise AssertionError(self.seen)
 
-    def wait_for(self, text, seconds=90):
+    def wait_for(self, text, seconds=300):
         """Read until `text` comes after what was waited for before."""
         end = time.monotonic() + seconds
         while text not in self.seen[self.known :]:
@@ -98,12 +104,10 @@ def terminal():
         os.close(each.main)
 
 
-def test_answers_to_piped_lines_are_those_of_transformers_and_stand_alone_on_stdout(
-    model, tmp_path
-):
+def test_answers_to_piped_lines_are_those_of_transformers_and_stand_alone_on_stdout(model, piped):
     words = ("--checkpoint", model, "--temperature", "0", "--max-new-tokens", "12")
     lines = [*QUESTIONS, "/system Be brief.", "/reset", QUESTIONS[1]]
-    done = piped("\n".join(lines) + "\n", *words, folder=tmp_path)
+    done = piped("\n".join(lines) + "\n", *words)
     wanted = transformers_answers(model, QUESTIONS)
     wanted += transformers_answers(model, QUESTIONS[1:], system="Be brief.")
     assert (done.returncode, done.stdout) == (0, "".join(f"{answer}\n" for answer in wanted))
@@ -131,11 +135,11 @@ def test_a_person_stops_an_answer_and_asks_on(terminal, shared, tmp_path):
     chat.press("\x03", "Ctrl-D or /quit ends the chat")
     chat.wait_for("> ")
     chat.press("\x04", "next: tune evaluate")
-    assert chat.process.wait(timeout=30) == 0
+    assert chat.process.wait(timeout=300) == 0
 
 
-def test_a_model_without_a_template_is_sent_to_generate(shared, tmp_path):
-    done = piped("hello\n", "--checkpoint", shared / "models" / "stories260k", folder=tmp_path)
+def test_a_model_without_a_template_is_sent_to_generate(shared, piped):
+    done = piped("hello\n", "--checkpoint", shared / "models" / "stories260k")
     assert (done.returncode, done.stdout) == (3, "")
     assert "E-CHAT-TEMPLATE" in done.stderr and "tune generate --raw" in done.stderr
 
@@ -151,8 +155,8 @@ def test_a_model_without_a_template_is_sent_to_generate(shared, tmp_path):
         (["--checkpoint", "nowhere"], 3, "nowhere"),
     ],
 )
-def test_wrong_words_are_refused(words, code, said, model, tmp_path):
-    done = piped("", "--checkpoint", model, *words, folder=tmp_path)
+def test_wrong_words_are_refused(words, code, said, model, piped):
+    done = piped("", "--checkpoint", model, *words)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr and done.stderr.count("\n") <= 3
 
@@ -161,15 +165,16 @@ def test_the_page_is_a_plug_ins_and_its_absence_is_explained(model, tmp_path):
     hidden = tmp_path / "site" / "sitecustomize.py"
     hidden.parent.mkdir()
     hidden.write_text("import sys\nsys.modules['gradio'] = None\n")
-    path = {"PYTHONPATH": str(hidden.parent)}
-    done = piped("", "--checkpoint", model, "--ui", folder=tmp_path, **path)
+    path = {**os.environ, "PYTHONPATH": str(hidden.parent)}
+    words = command("--checkpoint", model, "--ui")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=path)
     assert done.returncode == 3
     assert "torchtune-integrations[ui]" in done.stderr
 
 
-def test_a_stop_text_ends_an_answer_and_quit_the_chat(model, tmp_path):
+def test_a_stop_text_ends_an_answer_and_quit_the_chat(model, piped):
     words = ("--checkpoint", model, "--temperature", "0", "--max-new-tokens", "12")
     (whole,) = transformers_answers(model, QUESTIONS[:1])
     letter = next(c for c in whole[1:] if c.isascii() and c.isprintable())
-    done = piped(QUESTIONS[0] + "\n/quit\nnever read\n", *words, "--stop", letter, folder=tmp_path)
+    done = piped(QUESTIONS[0] + "\n/quit\nnever read\n", *words, "--stop", letter)
     assert done.stdout == whole[: whole.index(letter)] + "\n"

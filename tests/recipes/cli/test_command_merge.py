@@ -1,7 +1,6 @@
 """`tune merge`: a run's adapter and its base become one folder."""
 
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, warm_python):
     """A base, and the output folder of a LoRA run of two steps on it."""
     folder = tmp_path_factory.mktemp("run")
     base, rows = tiny_checkpoint(folder / "base"), tiny_rows(folder, 4)
@@ -24,8 +23,9 @@ def run(tmp_path_factory):
         "device=cpu",
         "dtype=fp32",
     ]
-    command = [sys.executable, "-m", "torchtune_recipes.cli.main", "run", "sft", *words]
-    subprocess.run(command, check=True, cwd=folder, timeout=120)
+    main = "torchtune_recipes.cli.main"
+    done = warm_python.run(main, "run", "sft", *words, cwd=folder, env=os.environ)
+    assert done.returncode == 0, done.stderr
     return base, folder / "output"
 
 
