@@ -32,7 +32,6 @@ def auto_tokenizer(checkpoint: str | Path, chat_template: str | None = None) -> 
         ConfigError: One of the files is not what it should be.
     """
     folder = checkpoint_folder(checkpoint)
-    tokenizer: FastTokenizer | SentencePieceTokenizer
     if (folder / "tokenizer.json").is_file():
         tokenizer = tokenizer_json(folder / "tokenizer.json")
     elif not (folder / "tokenizer.model").is_file():
@@ -43,13 +42,14 @@ def auto_tokenizer(checkpoint: str | Path, chat_template: str | None = None) -> 
         tokenizer = llama3_tiktoken(folder / "tokenizer.model")
     else:
         tokenizer = sentencepiece(folder / "tokenizer.model")
-    tokenizer.model_vocab = tokenizer.files.model_vocab
+    if isinstance(tokenizer, FastTokenizer | SentencePieceTokenizer):
+        tokenizer.model_vocab = tokenizer.files.model_vocab
     if chat_template is not None:
         tokenizer.chat_template = find_template(chat_template)
     return tokenizer
 
 
-def tokenizer_json(path: str | Path) -> FastTokenizer:
+def tokenizer_json(path: str | Path) -> Tokenizer:
     """Return the tokenizer at `path`, a ``tokenizer.json``; the files beside it are heard too.
 
     Raises:
@@ -65,7 +65,7 @@ def tokenizer_json(path: str | Path) -> FastTokenizer:
     return FastTokenizer(backend, read_tokenizer_files(path.parent))
 
 
-def sentencepiece(path: str | Path) -> SentencePieceTokenizer:
+def sentencepiece(path: str | Path) -> Tokenizer:
     """Return the tokenizer at `path`, a sentencepiece ``tokenizer.model`` such as Llama 2's.
 
     Raises:
@@ -76,7 +76,7 @@ def sentencepiece(path: str | Path) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(path.read_bytes(), read_tokenizer_files(path.parent))
 
 
-def llama3_tiktoken(path: str | Path) -> FastTokenizer:
+def llama3_tiktoken(path: str | Path) -> Tokenizer:
     """Return the tokenizer at `path`, the tiktoken-format ``tokenizer.model`` of Llama 3 or 4.
 
     Generation ends at ``<|end_of_text|>`` and at the two tokens that end a turn. `save` writes a
