@@ -44,6 +44,11 @@ CASES = {
         "targets": "all-linear",
     },
     "LoRA on the head": {"model": {"vocab_size": 37}, "targets": ("o_proj", "lm_head")},
+    "one key head": {"model": {"num_kv_heads": 1, "attention_bias": True}},
+    "LoRA, one key head": {
+        "model": {"num_kv_heads": 1, "attention_bias": True},
+        "targets": "all-linear",
+    },
     "recomputed": {"recompute": True},
     "not sharded": {"shard": False},
 }
@@ -56,7 +61,11 @@ STEPS = {
     "dropped, recomputed": {**DROPPED, "recompute": True},
 }
 
-WITH_DATA = ("full", "odd vocabulary, tied, smoothed", "LoRA, tied, biases", "LoRA on the head")
+WITH_DATA = (
+    "full", "odd vocabulary, tied, smoothed", "LoRA, tied, biases", "LoRA on the head",
+    "LoRA, one key head",
+)  # fmt: skip
+OUTPUTS = ("full", "LoRA on the head", "one key head")
 
 
 def micro_batch(number: int) -> Batch:
@@ -159,7 +168,7 @@ def everything(tensor):
     world = join_world("cpu", Parallel(tensor=tensor))
     names = CASES if world.data_size == 1 else WITH_DATA
     found = {"gradients": {name: gradients(CASES[name], world) for name in names}}
-    found["outputs"] = {name: outputs(CASES[name], world) for name in ("full", "LoRA on the head")}
+    found["outputs"] = {name: outputs(CASES[name], world) for name in OUTPUTS}
     found["steps"] = {name: train(STEPS[name], world) for name in STEPS}
     found["bf16"] = in_bf16(world)
     if world.data_size > 1:
@@ -260,7 +269,11 @@ def test_a_world_of_one_leaves_the_model_as_it_is():
     "size, model, message",
     [
         (3, {}, "8 heads (q_proj, o_proj), 4 heads (k_proj, v_proj) do not divide by 3"),
-        (8, {}, "4 heads (k_proj, v_proj) do not divide by 8"),
+        (
+            2,
+            {"num_heads": 6, "num_kv_heads": 3, "embed_dim": 36},
+            "3 heads (k_proj, v_proj) do not",
+        ),
         (2, {"intermediate_dim": 23}, "23 features (gate_proj, up_proj, down_proj)"),
         (2, {"vocab_size": 1}, "1 token ids"),
     ],
@@ -274,7 +287,7 @@ def test_sizes_that_do_not_divide_are_refused(size, model, message):
 
 
 def test_the_sizes_that_divide_are_named():
-    sizes = SIZES | dict(num_heads=16, num_kv_heads=8)
+    sizes = SIZES | dict(num_heads=8, num_kv_heads=2)  # two heads go on eight processes, too
     with fake_world(3, Parallel(tensor=3)) as world, pytest.raises(ConfigError) as error:
         tensor_parallel(llama(**sizes), world)
     assert error.value.do == "use tensor=1, 2, 4 or 8"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchtune.distributed.tensor_group import TensorGroup
-from torchtune.distributed.tensor_plan import Cut, check_tensor_plan, cuts_of
+from torchtune.distributed.tensor_plan import BY_OUTPUT, Cut, check_tensor_plan, cuts_of
 from torchtune.distributed.world import World
 from torchtune.errors import ConfigError
 from torchtune.modules import Attend, Decoder
@@ -27,9 +27,11 @@ def tensor_parallel(model: Model, world: World) -> Model:
 
     The model states how, in its `tensor_plan`, by the last part of a layer's name: a layer is cut by
     ``column`` (its outputs: heads, inner features), by ``row`` (its inputs), or it is a norm whose
-    output is gathered for the layers cut by columns (``gather``). Adapters follow their layers, and
-    embedding and output matrix are cut over the vocabulary. Between layers a flat row is cut over
-    its tokens (sequence parallel); ids ``[batch, seq]`` are not, and their logits come out whole.
+    output is gathered for the layers cut by columns (``gather``). ``key heads`` are cut by columns, and
+    where there are fewer of them than processes, neighbours keep the layer whole and compute the same
+    one. Adapters follow their layers, and embedding and output matrix are cut over the vocabulary.
+    Between layers a flat row is cut over its tokens (sequence parallel); ids ``[batch, seq]`` are not,
+    and their logits come out whole.
 
     Parameters keep their names and become DTensors; `in_features` and `out_features` of the layers
     become those of this process's part. The loss is given its part of the output matrix
@@ -53,7 +55,7 @@ def tensor_parallel(model: Model, world: World) -> Model:
     assert world.mesh is not None and isinstance(model, Decoder)  # there are several processes
     check_tensor_plan(model, world.tensor_size)
     group = TensorGroup(world.mesh["tensor"])
-    for layer, cut in cuts_of(model):
+    for layer, cut in list(cuts_of(model, group.size)):  # each cut is that of the whole layer
         _cut_layer(layer, cut, group)
     embedding = model.model.embed_tokens
     vocabulary = _Vocabulary(group, embedding.num_embeddings)
@@ -76,7 +78,7 @@ def _cut_layer(layer: Any, cut: Cut, group: TensorGroup) -> None:
     if cut.style == "vocabulary":
         return
     if cut.style == "column":
-        layer.out_features //= group.size
+        layer.out_features //= group.size // cut.repeats
     elif cut.style == "row":
         layer.in_features //= group.size
         if isinstance(layer, LoRALinear):
@@ -116,7 +118,10 @@ def _show_parts(cut: Cut, group: TensorGroup, layer: nn.Module, inputs: tuple[Te
             layer.__dict__[name] = None  # added once, to the sum
         else:
             summed = name in cut.summed or (cut.style == "gather" and inputs[0].dim() == 2)
-            layer.__dict__[name] = _part(layer, name, group, summed=summed)
+            part = _part(layer, name, group, summed=summed)
+            if cut.repeats > 1 and name in BY_OUTPUT:
+                part = part.chunk(group.size // cut.repeats)[group.rank // cut.repeats]
+            layer.__dict__[name] = part
 
 
 def _hide_parts(layer: nn.Module, *_: Any) -> None:
@@ -160,7 +165,9 @@ class _CutForward:
     def __init__(self, model: Decoder, vocabulary: _Vocabulary) -> None:
         self.forward = model.forward
         self.vocabulary, self.group = vocabulary, vocabulary.group
-        self.ends = [(end, cut) for end, cut in cuts_of(model) if cut.style == "vocabulary"]
+        self.ends = [
+            (end, cut) for end, cut in cuts_of(model, self.group.size) if cut.style == "vocabulary"
+        ]
 
     def __call__(
         self, x: Any, *, loss: Any = None, attend: Attend | None = None, **others: Any

@@ -82,7 +82,7 @@ def llama(
 
 
 TENSOR_PLAN = {
-    "input_layernorm": "gather", "q_proj": "column", "k_proj": "column", "v_proj": "column",
+    "input_layernorm": "gather", "q_proj": "column", "k_proj": "key heads", "v_proj": "key heads",
     "o_proj": "row", "post_attention_layernorm": "gather", "gate_proj": "column",
     "up_proj": "column", "down_proj": "row",
 }  # fmt: skip
