@@ -1,19 +1,35 @@
 """A save that goes on beside the run: what it holds, who waits, and what its errors leave."""
 
+import math
 import os
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torchtune.checkpoint import RunFolder, damaged_files, latest_step, save_model
+from torchtune.checkpoint import (
+    RunFolder,
+    damaged_files,
+    latest_step,
+    save_model,
+    save_training_state,
+)
+from torchtune.checkpoint.staged_work import StagedWork
 from torchtune.distributed import World
 from torchtune.errors import TuneError
+from torchtune.training import LossScaling, StepAfterBackward, StepInBackward
 
 WORLD = World()
+UPDATES = {
+    "after backward": StepAfterBackward,
+    "in backward": partial(StepInBackward, world=WORLD),
+    "scaled": LossScaling,
+}
 
 
 def names(folder: Path) -> list[str]:
@@ -33,7 +49,7 @@ def gate(monkeypatch):
 
     def held(*args, **more) -> int:
         if threading.current_thread() is not threading.main_thread():
-            gate.wait(20)
+            gate.wait(120)
         return opened(*args, **more)
 
     monkeypatch.setattr(os, "open", held)
@@ -41,13 +57,111 @@ def gate(monkeypatch):
     gate.set()
 
 
+@pytest.fixture
+def told(monkeypatch, gate) -> list[str]:
+    """What the user is warned of; the gate opens when something is."""
+    said: list[str] = []
+
+    def warn(text: str) -> None:
+        said.append(text)
+        gate.set()
+
+    monkeypatch.setattr("torchtune.checkpoint.run_folder.warn", warn)
+    return said
+
+
+def step(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Let each copy that a thread makes take a while, or fail if the list gets an error."""
+    errors, copy = [], torch.Tensor.copy_
+
+    def slow(tensor, *args, **more) -> torch.Tensor:
+        if threading.current_thread().name.startswith("saving"):
+            time.sleep(0.005)
+            if errors:
+                raise errors.pop()
+        return copy(tensor, *args, **more)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", slow)
+    return errors
+
+
+def train(folder: Path, kind: str, *, background: bool) -> dict[str, bytes]:
+    """Save after each of four steps, which follow at once; return all files that were saved."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.Linear(10, 1))
+    rate = torch.tensor(0.1)  # which the schedule fills anew, also after a step that is skipped
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, foreach=False)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    run, update = RunFolder(folder, WORLD), UPDATES[kind](optimizer)
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "world": WORLD}
+    for number in range(1, 5):
+        update.begin(micro_batches=1, max_norm=None)
+        loss = model(torch.randn(8, 6)).square().mean()
+        update.backward(loss * (math.inf if kind == "scaled" and number == 3 else 1))
+        update.finish()
+        scheduler.step()
+        with run.writing(number, background=background) as place:
+            save_model(model, place, world=WORLD, config={}, dtype=torch.bfloat16)
+            save_training_state(place, **state, info={}, weights=True)
+    run.wait()
+    run.close()
+    files = [path for path in folder.glob("step_*/**/*") if path.is_file()]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.name != "manifest.json"
+    }
+
+
+@pytest.mark.parametrize("kind", UPDATES)
+def test_steps_that_follow_at_once_change_nothing_of_what_is_saved(tmp_path, copied, kind):
+    wanted = train(tmp_path / "blocking", kind, background=False)
+    assert len(wanted) == 16 and train(tmp_path / "beside", kind, background=True) == wanted
+    last = wanted["step_000004/training_state/shard-00001-00001.safetensors"]
+    assert last != wanted["step_000003/training_state/shard-00001-00001.safetensors"]
+
+
+def test_a_step_after_copying_broke_off_goes_on_and_the_save_fails_whole(tmp_path, copied):
+    run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
+    copied.append(MemoryError("no room"))
+    with pytest.raises(TuneError, match=r"E-SAVE.*no room"):
+        begin(run, 1, model)
+        step(model)
+        run.poll()
+    assert names(tmp_path) == [".lock"] and run.poll()
+    begin(run, 2, model)
+    run.wait()
+    assert damaged_files(tmp_path / "step_000002") == []
+
+
+@pytest.mark.parametrize("end", ["close", "wait", "fail"])
+def test_no_step_waits_once_nothing_is_being_copied(tmp_path, copied, monkeypatch, end):
+    run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
+    if end == "fail":
+        copied.append(MemoryError("no room"))
+        with pytest.raises(TuneError, match="E-SAVE"):
+            begin(run, 1, model)
+            run.wait()
+    else:
+        begin(run, 1, model)
+        getattr(run, end)()
+    monkeypatch.setattr(StagedWork, "join", pytest.fail)
+    step(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_was_there_when_the_save_began_is_saved(tmp_path, gate, dtype):
     run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3).to(dtype)
     wanted = model.weight.float().clone()
     begin(run, 1, model)
-    with torch.no_grad():
-        model.weight.zero_()
+    step(model)
     assert not run.poll() and latest_step(tmp_path) is None
     gate.set()
     run.wait()
@@ -56,15 +170,16 @@ def test_what_was_there_when_the_save_began_is_saved(tmp_path, gate, dtype):
     assert (tmp_path / "step_000001/tokenizer.json").read_text() == "written at once"
 
 
-def test_a_second_save_waits_for_the_first_and_says_so_once(tmp_path, gate, capsys):
+def test_a_second_save_waits_for_the_first_and_says_so_once(tmp_path, gate, told):
     run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
-    for step in (1, 2, 3):
-        gate.clear()
-        threading.Timer(0.2, gate.set).start()
-        begin(run, step, model)
+    begin(run, 1, model)
+    begin(run, 2, model)
+    gate.clear()
+    threading.Timer(0.2, gate.set).start()
+    begin(run, 3, model)
     run.wait()
     run.close()
-    assert capsys.readouterr().err.count("waits for the one before it") == 1
+    assert len(told) == 1 and "waits for the one before it" in told[0]
     assert len(list(tmp_path.glob("step_*"))) == 3
 
 
@@ -105,10 +220,11 @@ def test_a_full_disk_is_told_later_and_loses_nothing(tmp_path, learn):
     assert damaged_files(tmp_path / "step_000003") == []
 
 
-def test_a_run_that_ends_without_waiting_gives_the_save_up_and_says_so(tmp_path, gate, capsys):
+def test_a_run_that_ends_without_waiting_gives_the_save_up_and_says_so(tmp_path, told):
     run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
     begin(run, 1, model)
-    threading.Timer(0.2, gate.set).start()
+    step(model)
+    assert not run.poll()
     run.close()
-    assert "step 1 was being saved" in capsys.readouterr().err
+    assert "step 1 was being saved" in told[0]
     assert names(tmp_path) == [".lock"]

@@ -1,8 +1,11 @@
 """Four ranks save and load their own parts of a model in every arrangement, to the bit."""
 
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -145,6 +148,42 @@ def fail_on_one_rank(world: World, folder: Path, *, background: bool) -> list[st
     return said
 
 
+def slow_copies(error: Exception | None = None) -> Any:
+    """Let each copy that a thread of a save makes take a while, and raise `error` then."""
+    copy = torch.Tensor.copy_
+
+    def slow(tensor: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        if threading.current_thread().name.startswith("saving"):
+            time.sleep(0.01)
+            if error is not None:
+                raise error
+        return copy(tensor, *args, **more)
+
+    return mock.patch.object(torch.Tensor, "copy_", slow)
+
+
+def save_and_step(world: World, folder: Path, *, background: bool) -> None:
+    """Save twice, each time with an optimizer step right behind."""
+    run, output = make("sharded", world, seed=4), RunFolder(folder, world)
+    for step in (1, 2):
+        with output.writing(step, background=background) as place:
+            save(run, place)
+        run["optimizer"].step()
+    output.wait()
+
+
+def fail_to_copy_on_one_rank(world: World, folder: Path) -> str:
+    run, output = make("sharded", world, seed=3), RunFolder(folder, world)
+    error = MemoryError("no room") if world.rank == 3 else None
+    try:
+        with slow_copies(error), output.writing(1, background=True) as place:
+            save(run, place)
+        output.wait()
+    except TuneError as raised:
+        return str(raised)
+    return ""
+
+
 def memory(key: str) -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{key}:")[1].split()[0])
@@ -184,6 +223,9 @@ def on_each_rank(folder: Path) -> dict[str, Any]:
     for background in (False, True):
         place = folder / f"full {background}"
         answers[place.name] = fail_on_one_rank(world, place, background=background)
+        with slow_copies():
+            save_and_step(world, folder / f"steps {background}", background=background)
+    answers["copying"] = fail_to_copy_on_one_rank(world, folder / "copying")
     return answers
 
 
@@ -238,6 +280,24 @@ def test_a_full_disk_on_one_rank_is_told_to_all_and_loses_nothing(ranks, folder,
     names = sorted(path.name for path in place.iterdir())
     assert names == [".lock", "latest", "step_000001", "step_000003"]
     assert not damaged_files(place / "step_000001") + damaged_files(place / "step_000003")
+
+
+def test_a_save_in_the_background_has_the_bytes_of_one_that_holds_the_steps(ranks, folder):
+    kinds = (folder / f"steps {background}" for background in (False, True))
+    blocking, beside = (
+        {
+            path.relative_to(kind): path.read_bytes()
+            for path in kind.glob("step_*/**/*")
+            if path.is_file() and path.name != "manifest.json"
+        }
+        for kind in kinds
+    )
+    assert len(blocking) == 18 and beside == blocking
+
+
+def test_a_failure_in_copying_on_one_rank_is_told_to_all_and_leaves_nothing(ranks, folder):
+    assert all("E-SAVE" in rank["copying"] and "no room" in rank["copying"] for rank in ranks)
+    assert [path.name for path in (folder / "copying").iterdir()] == [".lock"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -173,9 +173,14 @@ def save_model(
     Raises:
         TuneError: The disk is full, or a file cannot be written; raised on every rank.
     """
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in skip}
+    state = model.state_dict(keep_vars=True).items()
+    buffers = {id(buffer) for buffer in model.buffers()}  # which a forward may change
     save_tensors(
-        tensors,
+        {
+            name: tensor.detach().clone() if id(tensor) in buffers else tensor.detach()
+            for name, tensor in state
+            if name not in skip
+        },
         Path(folder),
         world=world,
         config=config,

@@ -1,11 +1,13 @@
 """How a finished save gets its name, and what goes when it has one."""
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from torchtune.checkpoint.disk import Digest, disk_error, flush, write_flushed
 from torchtune.checkpoint.manifest import (
@@ -26,7 +28,10 @@ __all__ = ["SaveUnderWay", "point_latest", "prune_steps"]
 
 
 class SaveUnderWay:
-    """A save whose files are planned, and copied where need be; threads write and publish it.
+    """A save whose files are planned; threads copy what they hold where need be, write and publish it.
+
+    Weights and an optimizer's state change in its step alone, so threads copy them beside the next
+    forward and backward, and the next step of any optimizer waits for this rank's.
 
     Args:
         world: The processes that take part.
@@ -57,7 +62,13 @@ class SaveUnderWay:
 
     def _stages(
         self, world: "World", saving: Saving, written: Collection[Path]
-    ) -> Iterator[list[Task]]:
+    ) -> Generator[list[Task], None, None]:
+        if copying := saving.copying():
+            hook = register_optimizer_step_pre_hook(lambda *_: self.work.join())
+            try:
+                yield copying
+            finally:
+                hook.remove()
         yield from saving.stages(written)
         digests = saving.digests()
         yield [partial(self._end, digests)] if world.is_main else []

@@ -99,9 +99,12 @@ class RunFolder:
 
         Args:
             step: The number of optimizer steps done.
-            background: Copy what is saved to this process's memory, and write while the caller
+            background: Copy what is saved to this process's memory, and write, while the caller
                 goes on; it must call `poll` now and then, and `wait` in the end. A save that is
-                still being written is waited for first.
+                still being written is waited for first. Parameters and an optimizer's state are
+                copied after the block, and the next step of any `torch.optim.Optimizer` waits until
+                they are. So what changes them in another way (`load_state_dict`, ``p.data.add_``)
+                comes after such a step, or after `wait`. All else is copied in the block.
 
         Raises:
             TuneError: The disk is full, or the folder cannot be written, now or in the background

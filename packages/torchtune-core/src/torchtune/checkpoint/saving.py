@@ -1,8 +1,8 @@
-"""The files of one save: planned by all ranks, copied where training goes on, written by threads."""
+"""The files of one save: planned by all ranks; copied, where training goes on, and written by threads."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -31,21 +31,38 @@ class Copies:
 
     def __init__(self) -> None:
         self._kept: list[Tensor] = []
-        self._used = 0
+        self._sources: list[tuple[Tensor, torch.dtype]] = []
 
     def begin(self) -> None:
         """Let the copies made so far be overwritten."""
-        self._used = 0
+        self._sources.clear()
 
-    @torch.no_grad()
-    def of(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a copy of `tensor` in `dtype`; it stays as it is until the next `begin`."""
-        kept = self._kept[self._used] if self._used < len(self._kept) else None
+    def of(self, tensor: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+        """Return what gives the copy of `tensor` in `dtype` once the `task` is done."""
+        self._sources.append((tensor.detach(), dtype))
+        return partial(self._kept.__getitem__, len(self._sources) - 1)
+
+    def task(self) -> Task:
+        """Return what makes the copies, of the values that the calling thread's work leads to."""
+        stream = torch.cuda.Stream() if any(it.is_cuda for it, _ in self._sources) else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream())
+        return partial(self._make, stream)
+
+    def _make(self, stream: "torch.cuda.Stream | None", stop: Event) -> None:
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            for number, (tensor, dtype) in enumerate(self._sources):
+                if stop.is_set():
+                    break
+                self._memory(number, tensor, dtype).copy_(tensor)  # waits for the stream
+        self._sources.clear()
+
+    def _memory(self, number: int, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        kept = self._kept[number] if number < len(self._kept) else None
         if kept is None or (kept.shape, kept.dtype) != (tensor.shape, dtype):
             kept = torch.empty(tensor.shape, dtype=dtype, pin_memory=tensor.is_cuda)
-            self._kept[self._used :] = [kept]
-        self._used += 1
-        return kept.copy_(tensor)
+            self._kept[number:] = [kept]
+        return kept
 
 
 class Saving:
@@ -54,6 +71,7 @@ class Saving:
     Args:
         world: The processes that take part.
         copies: Where to copy tensors that may change before they are written; None: they do not.
+            They must stay as they are until the tasks of `copying` are done.
         durable: Flush files to disk.
         hashed: Compute the sha256 of every file.
     """
@@ -77,13 +95,18 @@ class Saving:
             copies = self._copies
             shares = [
                 share._replace(tensor=copies.of(share.tensor, share.dtype))
-                for share in file.shares
                 if isinstance(share.tensor, Tensor)
+                else share
+                for share in file.shares
             ]
             file = replace(file, shares=shares)
         self._files.append(file)
 
-    def stages(self, found: Collection[Path] = ()) -> Iterator[list[Task]]:
+    def copying(self) -> list[Task]:
+        """Return this rank's tasks that copy tensors, to be done before the `stages`."""
+        return [] if self._copies is None else [self._copies.task()]
+
+    def stages(self, found: Collection[Path] = ()) -> Generator[list[Task], None, None]:
         """Yield this rank's tasks: to write; then, if they are hashed, to read what several wrote.
 
         Args:

@@ -1,7 +1,7 @@
 """Work that threads of all ranks do stage by stage, while the ranks themselves go on."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,12 +30,16 @@ class StagedWork:
     Args:
         world: The processes that take part.
         stages: Gives this rank's tasks of the next stage; runs in the caller's thread, on all ranks
-            at the same time, so that it may communicate.
+            at the same time, so that it may communicate. It is closed where the work breaks off.
         threads: How many tasks run at a time.
     """
 
     def __init__(
-        self, world: "World", stages: Iterator[list[Task]], *, threads: int = THREADS
+        self,
+        world: "World",
+        stages: Generator[list[Task], None, None],
+        *,
+        threads: int = THREADS,
     ) -> None:
         self._world, self._stages, self._count = world, stages, threads
         self._tasks: deque[Task] = deque()
@@ -65,18 +69,24 @@ class StagedWork:
                 return True
             self._start(tasks)
 
-    def stop(self) -> None:
-        """End this rank's threads, whatever they have done so far. Needs no other rank."""
-        self._stop.set()
+    def join(self) -> None:
+        """Wait for this rank's threads of the present stage. Needs no other rank."""
         for thread in self._threads:
             thread.join()
 
+    def stop(self) -> None:
+        """End this rank's threads, whatever they have done so far. Needs no other rank."""
+        self._stop.set()
+        self.join()
+        self._stages.close()
+
     def _state(self, wait: bool) -> int:
-        for thread in self._threads if wait else ():
-            thread.join()
-        if self._errors:
+        if wait:
+            self.join()
+        running = any(thread.is_alive() for thread in self._threads)
+        if self._errors:  # asked after: a thread that fails says so before it ends
             return _FAILED
-        return _RUNNING if any(thread.is_alive() for thread in self._threads) else _DONE
+        return _RUNNING if running else _DONE
 
     def _start(self, tasks: list[Task]) -> None:
         self._tasks = deque(tasks)

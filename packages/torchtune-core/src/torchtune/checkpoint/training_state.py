@@ -76,7 +76,7 @@ def save_training_state(
         "layout": _LAYOUT,
         "info": dict(info),
         "optimizer": _pack_optimizer(model, optimizer, tensors),
-        "scheduler": scheduler and pack(scheduler.state_dict(), "scheduler", tensors),
+        "scheduler": scheduler and _pack_now(scheduler.state_dict(), "scheduler", tensors),
         "random": world.gather(random_state(world.device)),
     }
     if weights:
@@ -192,12 +192,21 @@ def _pack_optimizer(
     for number, names in enumerate(_group_names(model, optimizer)):
         group = optimizer.param_groups[number]
         options = {key: value for key, value in group.items() if key != "params"}
-        groups.append({"names": names, "options": pack(options, f"group{number}", tensors)})
+        packed = _pack_now(options, f"group{number}", tensors)
+        groups.append({"names": names, "options": packed})
         for name, parameter in zip(names, group["params"], strict=True):
             if parameter in optimizer.state:
                 values = optimizer.state[parameter]
                 state[name] = pack(values, f"state/{name}", tensors)
     return {"class": _class_name(optimizer), "groups": groups, "state": state}
+
+
+def _pack_now(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """As `pack`, with copies of tensors, which a schedule may change outside of an optimizer's step."""
+    found: dict[str, Tensor] = {}
+    packed = pack(value, name, found)
+    tensors |= {key: tensor.detach().clone() for key, tensor in found.items()}
+    return packed
 
 
 def _unpack_optimizer(
