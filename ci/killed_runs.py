@@ -167,13 +167,19 @@ def _rank_variables(processes: int) -> list[dict[str, str]]:
     """Return what torchrun tells each process; nothing where there is one."""
     if processes == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    size = str(processes)
+    size, port = str(processes), str(free_port())
     shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
     ranks = map(str, range(processes))
     return [{**shared, "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
+
+
+def free_port() -> int:
+    """Return a port that is free, and that the system gives to nobody who asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)  # Linux gives those from 32768 on
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 def processes_below(root: int) -> Iterator[int]:

@@ -31,7 +31,7 @@ def test_four_kills_of_one_process_and_of_two_lose_nothing():
         "lora-2-background",
         "--jobs",
         "1",
-        timeout=300,
+        timeout=600,
     )
 
 

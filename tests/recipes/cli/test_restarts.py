@@ -2,12 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from killed_runs import free_port
 from torchtune.testing import tiny_checkpoint, tiny_rows
 
 TUNE = [sys.executable, "-m", "torchtune_recipes.cli.main", "run"]
@@ -87,13 +87,7 @@ def test_a_run_goes_on_by_itself_after_a_rank_was_killed(place, undisturbed):
     assert len(steps) == 30
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-def wait_for(path, process, seconds=120):
+def wait_for(path, process, seconds=300):
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
