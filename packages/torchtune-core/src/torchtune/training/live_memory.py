@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchtune.distributed import local_part
+from torchtune.modules.kernels import kernels_of
 from torchtune.training.fake_weights import ASKS_DEVICE, wraps_others
 
 __all__ = ["PARTS", "LiveMemory"]
@@ -28,6 +29,11 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "communicat
 
 _SENDING = {"c10d", "_c10d_functional", "_c10d_functional_autograd", "fsdp"}
 """Families of operations whose results are buffers of what goes between processes."""
+
+_STAGED = ("allgather", "all_gather", "reduce_scatter")
+"""What gloo does on a copy of its largest tensor: a gathering's result, or what is added up."""
+_NOWHERE = 0
+"""The place of what no tensor of Python's lies in."""
 
 
 @dataclass
@@ -168,6 +174,7 @@ class LiveMemory(TorchDispatchMode):
             self._count(tensor, part)
         if part == "communication":
             self._mark_written(func, args, kwargs)
+            self._stage(func, (args, result))
         return result
 
     def _part_of(self, tensor: Tensor) -> str | None:
@@ -182,6 +189,17 @@ class LiveMemory(TorchDispatchMode):
                 held = self._alive.get(tensor.untyped_storage()._cdata)
                 if held is not None and held.part == "activations":
                     held.part = "communication"
+
+    def _stage(self, func: Any, values: Any) -> None:
+        """Count what gloo copies aside while it sends; NCCL works in place."""
+        tensors = list(_tensors(values))
+        if (
+            any(word in func.__name__ for word in _STAGED)
+            and kernels_of(tensors[0].device) == "cpu"
+        ):
+            size = max(tensor.nbytes for tensor in tensors)
+            self._begin(_NOWHERE, size, "communication")
+            self._end(_NOWHERE)
 
     def _write_over(self, old: Tensor, new: Tensor) -> None:
         """Take `new` to lie where `old` was: with values backward adds up gradients in place."""
