@@ -79,15 +79,21 @@ def _kept(sizes: ModelSizes, settings: Settings, blocks: int) -> float:
     """Return what `blocks` blocks keep between forward and backward."""
     given = 0 if settings.inputs_on_host else sizes.dim
     again = settings.recompute
-    numbers = again * given + (1 - again) * (sizes.kept + _attention(sizes, settings))
+    numbers = again * given / settings.tensor + (1 - again) * _in_block(sizes, settings)
     return settings.tokens * numbers * blocks * settings.compute_size
 
 
 def _backward_work(sizes: ModelSizes, settings: Settings) -> float:
     """Return what one block makes in backward, with what it makes anew before."""
-    attention = _attention(sizes, settings)
-    numbers = max(sizes.widest, 2 * attention) + settings.recompute * (sizes.kept + attention)
+    own = max(sizes.widest, 2 * _attention(sizes, settings))
+    numbers = own + settings.recompute * _in_block(sizes, settings)
     return settings.tokens * numbers * settings.compute_size
+
+
+def _in_block(sizes: ModelSizes, settings: Settings) -> float:
+    """Return the numbers that a block keeps of a token where nothing is computed again."""
+    elsewhere = sizes.passed * (1 - 1 / settings.tensor)
+    return sizes.kept - elsewhere + _attention(sizes, settings)
 
 
 def _attention(sizes: ModelSizes, settings: Settings) -> int:

@@ -1,5 +1,6 @@
 """The numbers that the memory of a training step follows from, of a model and of its settings."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,8 @@ class ModelSizes:
         dim: Its columns: the size of a hidden state.
         blocks: How many there are.
         kept: What a block keeps of a token for backward.
+        passed: Of that, what its parts hand on, each token of which is with one process of those
+            that cut a matrix together; the layers of `model` have the sizes of this one's parts.
         widest: Numbers of a token that the backward of a block's widest part makes at once.
         heads: Query heads of a block.
         adapter: What a LoRA adapter of rank 1 on all linear layers has.
@@ -46,6 +49,7 @@ class ModelSizes:
     dim: int
     blocks: int
     kept: int
+    passed: int
     widest: int
     heads: int
     adapter: int
@@ -77,6 +81,7 @@ class ModelSizes:
             dim=head.shape[-1],
             blocks=len(blocks),
             kept=max(_kept(block) for block in blocks),
+            passed=max(_passed(block) for block in blocks),
             widest=max(_widest(block) for block in blocks),
             heads=max(_heads(block) for block in blocks),
             adapter=sum(linear.in_features + linear.out_features for linear in linears),
@@ -107,16 +112,22 @@ def _kept(block: nn.Module) -> int:
     that are trained: the first ones' common input, and the last one's, which attention keeps in any
     case. What the last one makes stands for the residual stream, that the next norm keeps.
     """
-    total = 0
-    for group in block.modules():
-        linears = [child for child in group.children() if isinstance(child, nn.Linear)]
-        if not linears:
-            continue
-        *first, last = linears
-        total += sum(linear.out_features for linear in linears)
+    total = _passed(block)
+    for group, (*first, last) in _groups(block):
+        total += sum(linear.out_features for linear in first)
         total += first[0].in_features if any(map(_trains, first)) else 0
         total += last.in_features if _trains(last) or hasattr(group, "head_dim") else 0
     return total
+
+
+def _passed(block: nn.Module) -> int:
+    return sum(linears[-1].out_features for _, linears in _groups(block))
+
+
+def _groups(block: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
+    for group in block.modules():
+        if linears := [child for child in group.children() if isinstance(child, nn.Linear)]:
+            yield group, linears
 
 
 def _trains(module: nn.Module) -> bool:
@@ -129,10 +140,9 @@ def _widest(block: nn.Module) -> int:
 
 
 def _heads(block: nn.Module) -> int:
-    for group in block.modules():
-        linears = [child for child in group.children() if isinstance(child, nn.Linear)]
+    for group, linears in _groups(block):
         head_dim: Any = getattr(group, "head_dim", None)
-        if linears and head_dim:
+        if head_dim:
             return linears[-1].in_features // int(head_dim)
     return 0
 
@@ -142,7 +152,7 @@ class Settings:
     """What of a run's settings its memory hangs on.
 
     Args:
-        tokens: Of one micro-batch on one process.
+        tokens: Of one micro-batch, on one process or on those that cut its matrices together.
         row_tokens: Of its longest row.
         micro_batches: In a step.
         shards: Over how many processes the weights are cut.
@@ -188,7 +198,7 @@ class Settings:
         replicas = world.mesh["data_replicate"].size() if world.mesh else 1
         on_gpu = kernels_of(world.device) != "cpu"
         return cls(
-            tokens=key("batch_size", 1) * row_tokens // (world.context_size * world.tensor_size),
+            tokens=key("batch_size", 1) * row_tokens // world.context_size,
             row_tokens=row_tokens,
             micro_batches=key("gradient_accumulation_steps", 1),
             shards=world.size // replicas,
