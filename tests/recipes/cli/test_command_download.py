@@ -103,17 +103,18 @@ def test_options_reach_the_hub_and_no_token_is_kept(tune, fake_hub, model, tmp_p
 
 def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(tune, fake_hub, model, tmp_path):
     fake_hub.add("tester/model", model)
-    fake_hub.fail("hang", "GET .*model.safetensors", seconds=8)
+    fake_hub.fail("hang", "GET .*model.safetensors", seconds=100)
     words = [sys.executable, "-m", "torchtune_recipes.cli.main", "download", "tester/model"]
     place = tmp_path / "here"
     place.mkdir()
     with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True) as process:
         while not list(place.rglob("*.incomplete")):
+            assert process.poll() is None
             time.sleep(0.05)
         began = time.monotonic()
         os.kill(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
-    assert time.monotonic() - began < 3
+        said = process.communicate(timeout=300)[1]
+    assert time.monotonic() - began < 50  # the answer would have come after 100
     assert process.returncode == 75
     assert said.endswith("stopped; the same command goes on with what is missing\n")
     folder = download("tester/model", place / "models" / "model")
