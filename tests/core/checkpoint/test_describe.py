@@ -121,3 +121,10 @@ def test_what_is_none_of_these_is_an_error_that_lists_them(tmp_path):
         describe(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"adapter_config\.json \(an adapter\)"):
         describe(tmp_path)
+
+
+def test_a_config_of_wrong_types_is_a_problem_and_no_traceback(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": "260"}))
+    assert "vocab_size must be a whole number" in " ".join(describe(folder)["problems"])

@@ -2,8 +2,10 @@
 
 import pickle
 
+import pytest
 import torch
 from torchtune.data import Documents, flat_batch, idle_batch, pad_batch, split_documents
+from torchtune.errors import DataError
 
 
 def test_labels_are_shifted_once_and_stop_at_each_document():
@@ -18,6 +20,12 @@ def test_labels_are_shifted_once_and_stop_at_each_document():
     assert batch.supervised == documents.supervised == 3
     assert batch.rows == ("memory:1", "memory:2", "memory:3")
     assert {batch.tokens.dtype, batch.labels.dtype, batch.positions.dtype} == {torch.int64}
+
+
+@pytest.mark.parametrize("wrong", [([1, 2], [True]), ([1], [True, True]), ([], [])])
+def test_a_mask_of_another_length_does_not_shift_those_behind_it(wrong):
+    with pytest.raises(DataError, match=r"E-DATA-LABELS(.|\n)*memory:2"):
+        Documents.of([([1, 2], [0, 1]), wrong, ([3, 4], [1, 0])])
 
 
 def test_rows_of_a_batch_may_come_in_any_order():

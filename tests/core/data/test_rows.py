@@ -260,6 +260,7 @@ def test_padding_of_ready_tokens_is_left_out(tmp_path):
     [
         ([], "columns not recognised: the row has none"),
         (["instruction;output"], "';' stands in a name where a comma parts columns"),
+        (["<|a|>", "<|b|>"], "columns not recognised: <|a|>, <|b|>"),
         (["instruction", " output"], "there are spaces around a name"),
     ],
 )

@@ -87,3 +87,10 @@ def test_backward_runs_once():
 def test_numbers_out_of_range_are_refused(arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         LinearCrossEntropy(**arguments)
+
+
+def test_hidden_states_and_labels_of_other_lengths_are_refused():
+    hidden, weight, labels = inputs()
+    for states, targets in ((hidden, labels[:9]), (hidden[None], labels[None])):
+        with pytest.raises(ValueError, match=r"wanted are hidden \[T, D\] and labels \[T\]"):
+            LinearCrossEntropy()(states, weight, targets)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
-from torchtune.checkpoint import load_adapter
+from torchtune.checkpoint import load_adapter, read_adapter_config
 from torchtune.errors import ConfigError
 from torchtune.peft import adapter_config, adapter_names, adapters, lora, lora_from_config
 from transformers import AutoModelForCausalLM
@@ -84,6 +84,22 @@ def test_all_that_is_not_supported_is_named_at_once(untied, load):
         assert wrong in error.value.what
     with pytest.raises(ConfigError, match="no 'r', no 'target_modules'"):
         lora_from_config(load(untied), {"peft_type": "LORA"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("r", "8"), ("r", -1), ("r", 2.5), ("lora_alpha", "x"), ("lora_dropout", 1.5)],
+)
+def test_a_number_that_is_none_is_named_before_it_is_used(key, value, untied, load):
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], key: value}
+    with pytest.raises(ConfigError, match=f"E-ADAPTER-CONFIG.*{key}={value!r}"):
+        lora_from_config(load(untied), config)
+
+
+def test_a_file_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="E-FILE-DAMAGED"):
+        read_adapter_config(tmp_path)
 
 
 def test_a_pattern_or_a_layer_that_fits_nothing_is_refused(untied, load):

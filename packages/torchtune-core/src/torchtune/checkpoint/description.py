@@ -86,7 +86,7 @@ def _with_tokenizer(report: dict[str, Any], folder: Path) -> dict[str, Any]:
     report["problems"] += found.pop("problems", [])
     ids = (found["tokenizer"] or {}).get("vocabulary", 0)
     rows = report["sizes"].get("vocabulary", ids)
-    if ids > rows:
+    if isinstance(rows, int) and ids > rows:
         report["problems"].append(f"the tokenizer has {ids:,} ids, the model {rows:,}")
     return report | found
 

@@ -109,12 +109,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Return the adapter_config.json of an adapter's folder.
 
     Raises:
-        ConfigError: E-FILE-DAMAGED if it is not JSON.
+        ConfigError: E-FILE-DAMAGED if it is not a JSON object.
     """
     path = folder / "adapter_config.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError("E-FILE-DAMAGED", f"{path.name}: {error}", where=str(path)) from None
 
 

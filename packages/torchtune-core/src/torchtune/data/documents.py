@@ -101,8 +101,15 @@ class Documents:
         """Return `documents` made by a program of your own: pairs of token ids and what is trained.
 
         They are called ``memory:1``, ``memory:2`` ... in messages.
+
+        Raises:
+            DataError: A document has no tokens, or not as many truth values as tokens.
         """
         pairs = list(documents)
+        for number, (tokens, trained) in enumerate(pairs, 1):
+            if not len(tokens) or len(tokens) != len(trained):
+                what = f"{len(tokens)} tokens with {len(trained)} values of what is trained"
+                raise DataError("E-DATA-LABELS", what, where=f"memory:{number}")
         lengths = torch.tensor([len(tokens) for tokens, _ in pairs], dtype=torch.int64)
         return cls(
             tokens=torch.tensor([t for tokens, _ in pairs for t in tokens], dtype=torch.int32),

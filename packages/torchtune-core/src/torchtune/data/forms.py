@@ -263,7 +263,7 @@ def _unrecognised(names: list[str]) -> DataError:
     if _preference(names):
         do = "rows of preferences: give a transform that returns the turns to train on"
     what = f"columns not recognised: {', '.join(names) or 'the row has none'}"
-    if separator := next((sign for sign in ";\t|" for name in names if sign in name), None):
+    if separator := next((sign for sign in ";\t|" if len(names) == 1 and sign in names[0]), None):
         what += f"; {separator!r} stands in a name where a comma parts columns"
     elif any(name != name.strip() for name in names):
         what += "; there are spaces around a name"

@@ -62,7 +62,13 @@ class LinearCrossEntropy:
             vocabulary: Where `weight` is one process's rows of the matrix: which. All processes
                 then call this together and get the whole sum; the gradient of `hidden` is this
                 process's part of it, to be added up over them.
+
+        Raises:
+            ValueError: `labels` are not one for each of `hidden`.
         """
+        if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
+            shapes = f"hidden {list(hidden.shape)}, labels {list(labels.shape)}"
+            raise ValueError(f"wanted are hidden [T, D] and labels [T], found {shapes}")
         rows = (labels != IGNORED).nonzero().flatten()
         result: Tensor = _ChunkedSum.apply(
             hidden, weight, labels, rows, self.label_smoothing, self.chunk_tokens, vocabulary

@@ -1,6 +1,6 @@
 """PEFT's adapter_config.json: written for a model with an adapter, and followed to build one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -22,6 +22,13 @@ WITHOUT_EFFECT = {
     "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 """What changes nothing of a saved adapter's arithmetic, whatever its value."""
+
+NUMBERS: dict[str, Callable[[Any], bool]] = {
+    "r": lambda value: type(value) is int and value > 0,
+    "lora_alpha": lambda value: type(value) in (int, float) and value == value,
+    "lora_dropout": lambda value: type(value) in (int, float) and 0 <= value < 1,
+}
+"""What numbers may be, where they are given."""
 
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the base's weights as they were."""
@@ -73,6 +80,7 @@ def lora_from_config(model: Model, config: Mapping[str, Any]) -> Model:
     """
     refused = [f"{key}={value!r}" for key, value in config.items() if not _supported(key, value)]
     refused += [f"no {key!r}" for key in ("r", "target_modules") if not config.get(key)]
+    refused += [f"{key}={config[key]!r}" for key in NUMBERS if not _is_right(key, config.get(key))]
     if refused:
         raise ConfigError(
             "E-ADAPTER-CONFIG", f"this adapter cannot be loaded: {', '.join(refused)}",
@@ -100,6 +108,10 @@ def _supported(key: str, value: Any) -> bool:
     if key == "init_lora_weights":
         return value in STARTS
     return key in READ or key in WITHOUT_EFFECT or not value
+
+
+def _is_right(key: str, number: Any) -> bool:
+    return not number or NUMBERS[key](number)
 
 
 def _target_modules(model: nn.Module, adapted: set[str]) -> list[str]:
