@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from torchtune.errors import ConfigError, Faults
+from torchtune.errors import ConfigError, Faults, TuneError
 from torchtune.generation import (
     KVCache,
     Sampling,
@@ -167,6 +167,15 @@ def test_the_cache_of_fixed_shape_gives_the_same_logits(stories, load):
         logits = model(tokens[:, place, None], cache=fixed)
         fixed.advance()
         torch.testing.assert_close(logits[:, 0], whole[:, place], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=0)])
+def test_weights_that_are_nan_give_no_answer(sampling, stories, load):
+    model = load(stories)
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    with pytest.raises(TuneError, match="E-NOT-FINITE"):
+        generate(model, [[1, 2]], max_new_tokens=2, sampling=sampling)
 
 
 def test_dropout_is_off_while_generating_and_back_afterwards(stories, load):

@@ -43,11 +43,11 @@ def test_a_copied_recipe_runs(tune, plugin, here):
 
 
 def test_a_config_says_how_it_is_run(tune, plugin, here):
-    done = tune("cp", "tiny/8b", "sub/my.yaml", "--make-parents", path=plugin)
-    assert done.stderr == "next: tune run toy --config sub/my.yaml\n"
+    done = tune("cp", "tiny/8b", "sub/my 8b.yaml", "--make-parents", path=plugin)
+    assert done.stderr == "next: tune run toy --config 'sub/my 8b.yaml'\n"
     text = "# The small toy\nbatch_size: 2\n"
     first = header("toy-plugin 1.2: configs/toy/tiny/8b.yaml", text)
-    assert (here / "sub/my.yaml").read_text() == first + text
+    assert (here / "sub/my 8b.yaml").read_text() == first + text
 
 
 def test_a_copied_config_still_leads_an_editor_to_the_schema(tune, here):

@@ -133,6 +133,9 @@ def _prompt_logits(model: Decoder, tokens: Tensor, mask: Tensor | None, cache: K
     masks = [None] * tokens.shape[1] if mask is None else mask.split(PREFILL, 1)
     for part, part_mask in zip(tokens.split(PREFILL, 1), masks, strict=False):
         logits: Tensor = model(part, mask=part_mask, cache=cache)
+    if logits[:, -1].isnan().any():  # else the likeliest token is the first, again and again
+        what = "the model's logits are nan after the prompt"
+        raise TuneError("E-NOT-FINITE", what, do="weights may be nan or infinite; or use fp32")
     return logits[:, -1]
 
 

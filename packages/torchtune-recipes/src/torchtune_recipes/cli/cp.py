@@ -5,6 +5,7 @@ to tell your changes from those of a newer version.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def _check(entry: catalog.Entry, destination: Path, args: argparse.Namespace) ->
 
 
 def _command(entry: catalog.Entry, destination: Path) -> str:
+    path = shlex.quote(str(destination))
     if entry.kind == "recipe":
-        return f"tune run {destination} --help"
-    return f"tune run {entry.recipe} --config {destination}"
+        return f"tune run {path} --help"
+    return f"tune run {entry.recipe} --config {path}"
