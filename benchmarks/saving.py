@@ -1,9 +1,12 @@
 """What saving and loading a checkpoint costs: `saving.py [FOLDER] [--rounds 7]`.
 
-Saves SmolLM2-135M in bf16 with its AdamW state (0.8 GB) in turns: as a run does, as a run does in the
-background beside a loop of matrix products, without sha256 and flushing, and copies the same files
-with `cp`; then loads all again. Prints a line a round, then medians, and memory beside the model.
-Disks are noisy: everything begins after the last one's bytes have reached the disk.
+Saves SmolLM2-135M in bf16 with its AdamW state (0.8 GB) in turns: as a run does, without sha256 and
+flushing, and copies the same files with `cp`; then loads all again. Then takes steps (products of
+matrices, and the optimizer's) on one core, with a save before them, with one in the background beside
+them and with none: for how long the loop is held by a save, and what it loses in all. Elsewhere that
+one core would wait for a GPU, so the threads that save beside it have the others. Prints a line a
+round, then medians, and memory beside the model. Disks are noisy: everything begins after the last
+one's bytes have reached the disk.
 """
 
 import argparse
@@ -14,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchtune.checkpoint import (
     RunFolder,
     load_model,
@@ -30,15 +35,18 @@ from torchtune.distributed import World
 from torchtune.models.llama import SIZES, llama
 
 WORLD = World()
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+STEPS_CORE = {min(CORES)} if CORES else set()
+STEPS, PRODUCTS = 12, 8
+"""How many steps follow a save, so that it ends while they last, and products a step."""
 
 
 def trained_state(model: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW over `model` as it is after a step, in the parameters' dtype."""
+    """Return AdamW over `model` as it is after a step, in the parameters' dtype; gradients stay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    optimizer.zero_grad()
     return optimizer
 
 
@@ -51,7 +59,8 @@ class Bench:
         self.state = {"model": self.model, "optimizer": trained_state(self.model)}
         self.state |= {"scheduler": None, "world": WORLD}
         self.run = RunFolder(folder / "run", WORLD)  # as a run does, it keeps the copies' memory
-        self.matrix = torch.randn(512, 512)
+        self.matrix = torch.randn(1024, 1024)
+        self.held = 0.0
 
     def save(self, folder: Path, *, durable: bool = True) -> None:
         """Write what a step folder holds."""
@@ -62,9 +71,9 @@ class Bench:
         """Save without sha256, flushing and manifest."""
         self.save(self.folder / "plain", durable=False)
 
-    def save_whole(self) -> None:
+    def save_whole(self, *, background: bool = False) -> None:
         """Save as a run does: hashed, flushed, sealed, renamed."""
-        with self.run.writing(1) as place:
+        with self.run.writing(1, background=background) as place:
             self.save(place)
 
     def copy(self) -> None:
@@ -77,29 +86,54 @@ class Bench:
         load_model(self.model, self.folder / "run/step_000001")
         load_training_state(self.folder / "run/step_000001", **self.state)
 
-    def save_beside(self, seconds: float) -> tuple[float, float]:
-        """Save while products are computed; return how long the loop was held, and slowed in all."""
-        count = self.compute(until=time.perf_counter() + seconds)
-        begin = time.perf_counter()
-        with self.run.writing(1, background=True) as place:
-            self.save(place)
-        held = time.perf_counter() - begin
-        for _ in range(count):
-            self.matrix @ self.matrix
-            before = time.perf_counter()
-            self.run.poll()
-            held += time.perf_counter() - before
-        slowed = time.perf_counter() - begin - seconds
-        self.run.wait()
-        return held, slowed
+    def steps(self) -> None:
+        """Train, as far as time goes."""
+        for _ in range(STEPS):
+            for _ in range(PRODUCTS):
+                self.matrix @ self.matrix
+            self.state["optimizer"].step()
+            with threads_on(CORES - STEPS_CORE), self.holding():
+                self.run.poll()
+        with self.holding():
+            self.run.wait()
 
-    def compute(self, *, until: float) -> int:
-        """Return how many products were computed."""
-        count = 0
-        while time.perf_counter() < until:
-            self.matrix @ self.matrix
-            count += 1
-        return count
+    def steps_after(self) -> None:
+        """Train after a save that the loop waits for."""
+        with threads_on(CORES), self.holding():
+            self.save_whole()
+        self.steps()
+
+    def steps_beside(self) -> None:
+        """Train while a save goes on."""
+        waits = register_optimizer_step_pre_hook(lambda *_: self.hold(begin=True))
+        waited = self.state["optimizer"].register_step_pre_hook(lambda *_: self.hold(begin=False))
+        with threads_on(CORES - STEPS_CORE), self.holding():
+            self.save_whole(background=True)
+        self.steps()
+        waits.remove()
+        waited.remove()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Count the block's time as time in which no step goes on."""
+        self.hold(begin=True)
+        yield
+        self.hold(begin=False)
+
+    def hold(self, *, begin: bool) -> None:
+        """Begin or end such a time; between the two hooks around a save's own it waits for copies."""
+        self.held += -time.perf_counter() if begin else time.perf_counter()
+
+
+@contextmanager
+def threads_on(cores: set[int]) -> Iterator[None]:
+    """Let threads that begin in the block use these cores, which they inherit, where Linux can."""
+    before = os.sched_getaffinity(0) if CORES else set()
+    if before and cores:
+        os.sched_setaffinity(0, cores)
+    yield
+    if before:
+        os.sched_setaffinity(0, before)
 
 
 def seconds(action: Callable[[], object], *emptied: Path) -> float:
@@ -134,8 +168,16 @@ def measure(bench: Bench) -> dict[str, float]:
         "cp": seconds(bench.copy, bench.folder / "copy"),
         "load": seconds(bench.load),
     }
-    os.sync()
-    found["held"], found["slowed"] = bench.save_beside(3 * found["whole"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threads_on(STEPS_CORE):
+        for name in ("steps", "steps_after", "steps_beside"):
+            bench.held = 0.0
+            found[name] = seconds(getattr(bench, name))
+            found[name.replace("steps", "held")] = bench.held
+    torch.set_num_threads(threads)
+    found["lost after"] = found.pop("steps_after") - found["steps"]
+    found["lost beside"] = found.pop("steps_beside") - found["steps"]
     return found
 
 
@@ -148,7 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         bench = Bench(Path(name))
         memory = {"save": peak(bench.save_whole), "load": peak(bench.load)}
-        memory["copies"] = peak(lambda: bench.save_beside(1))
+        memory["copies"] = peak(bench.steps_beside)
         rounds = []
         for _ in range(arguments.rounds):
             rounds.append(measure(bench))
@@ -159,7 +201,11 @@ def main() -> None:
         bench.run.close()
     middle = {key: statistics.median(it[key] for it in rounds) for key in rounds[0]}
     print(f"{size:.2f} GB; GB/s: " + ", ".join(f"{k} {size / v:.2f}" for k, v in middle.items()))
-    for over, under in (("whole", "plain"), ("held", "whole"), ("slowed", "whole")):
+    for over, under in (
+        ("whole", "plain"),
+        ("held_beside", "held_after"),
+        ("lost beside", "lost after"),
+    ):
         ratio = statistics.median(it[over] / it[under] for it in rounds)
         print(f"{over} / {under}: {ratio:.2f}")
     print("memory, MB: " + ", ".join(f"{key} {value:.0f}" for key, value in memory.items()))
