@@ -23,12 +23,15 @@ from torchtune_recipes.estimation import Run, read_run, with_row
 MASTER = ["master_weights=true", "enable_activation_checkpointing=true"]
 CONFIGS = {
     "all weights, fp32": (1, ["dtype=fp32"]),
-    "all weights, bf16, master_weights, checkpointing": (1, MASTER),
+    "all weights, bf16, `master_weights`, checkpointing": (1, MASTER),
     "LoRA, bf16": (1, ["peft=lora"]),
-    "2 processes: the second": (2, MASTER),
-    "2 processes, tensor=2: the first": (2, ["dtype=fp32", "parallel.tensor=2"]),
-    "2 processes, context=2: the third": (2, ["peft=lora", "parallel.context=2"]),
-    "4 processes, data_replicate=2: the second": (4, [*MASTER, "parallel.data_replicate=2"]),
+    "2 processes, `master_weights`, checkpointing": (2, MASTER),
+    "2 processes, `tensor=2`, fp32": (2, ["dtype=fp32", "parallel.tensor=2"]),
+    "2 processes, `context=2`, LoRA": (2, ["peft=lora", "parallel.context=2"]),
+    "4 processes, `data_replicate=2`, as the first of 2": (
+        4,
+        [*MASTER, "parallel.data_replicate=2"],
+    ),
 }
 SHAPE = dict(vocab_size=49152, num_heads=8, num_kv_heads=4, embed_dim=576, intermediate_dim=1536,
              max_seq_len=2048, tied=True)  # fmt: skip

@@ -26,6 +26,7 @@ from torchtune.models.llama import llama
 from torchtune.modules.kernels import as_if_on
 from torchtune.peft import lora
 from torchtune.testing import run_distributed
+from torchtune.training.live_memory import LiveMemory
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 from live_storages import most_held
@@ -158,8 +159,25 @@ def check_processes(processes, runs):
 
 def test_the_estimate_for_two_processes_is_what_they_measure():
     cut, rows = Parallel(tensor=2), Parallel(context=2)
-    again, copies = replace(MASTER, **AGAIN), replace(MASTER, parallel=Parallel(data_replicate=2))
-    check_processes(2, [again, replace(LORA, parallel=cut), replace(FP32, parallel=rows), copies])
+    check_processes(
+        2,
+        [
+            replace(MASTER, **AGAIN),
+            replace(LORA, parallel=cut),
+            replace(FP32, parallel=rows),
+        ],
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_gloo_works_on_a_copy_and_nccl_in_place():
+    held = {}
+    for device in ("cpu", "cuda"):
+        with fake_world(2), as_if_on(device), LiveMemory() as memory:
+            torch.distributed.reduce_scatter_tensor(torch.empty(512), torch.zeros(1024))
+            torch.distributed.all_gather_into_tensor(torch.empty(512), torch.zeros(256))
+        held[device] = sum(memory.peak().values())
+    assert held["cpu"] - held["cuda"] == 1024 * 4
 
 
 @pytest.mark.slow
