@@ -146,7 +146,7 @@ def measured_here(runs):
 
 
 def check_processes(processes, runs):
-    ranks = run_distributed(measured_here, processes, runs)
+    ranks = run_distributed(measured_here, processes, runs, timeout=600)
     for params, expected in zip(runs, map(max, zip(*ranks, strict=True)), strict=True):
         found = estimated(params, processes=processes, device="cpu").peak_bytes
         assert found == pytest.approx(expected, rel=0.1), params
