@@ -37,10 +37,14 @@ class LaterParams(Params):
     dropout: float = 0.0
 
 
-def conditions(params: Params, base="ab" * 32, total=6, world=None, **rows) -> dict:
+MODEL = {"model_type": "llama", "rope_theta": 1e4, "transformers_version": "4.51"}
+
+
+def conditions(params: Params, base="ab" * 32, total=6, world=None, model=MODEL, **rows) -> dict:
     found = training.run_conditions(
-        params, rows=ROWS | rows, base_sha256=base, total_steps=total, world=world or World()
-    )
+        params, rows=ROWS | rows, model=model, base_sha256=base, total_steps=total,
+        world=world or World(),
+    )  # fmt: skip
     return json.loads(json.dumps(found))  # as a checkpoint keeps them
 
 
@@ -68,6 +72,13 @@ def test_every_change_is_named_at_once_with_what_it_was_and_is():
     assert "seed (was 0, is 5)" in said
     assert "optimizer.betas (was [0.9, 0.999], is [0.8, 0.9])" in said
     assert said.endswith("--allow-change packed,seed,optimizer.betas")
+
+
+def test_an_edited_config_of_the_base_is_another_run_but_not_a_label_in_it():
+    said = refused(model=MODEL | {"rope_theta": 5e5})
+    assert "checkpoint (was a config.json of sha256" in said
+    assert check("allow_change=[checkpoint]", model=MODEL | {"rope_theta": 5e5}).notes
+    assert check(model=MODEL | {"transformers_version": "5.0"}) == ([], False)
 
 
 def test_another_component_is_one_change():

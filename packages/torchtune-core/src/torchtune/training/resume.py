@@ -1,5 +1,7 @@
 """Whether a run that goes on is still the same run."""
 
+import hashlib
+import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +48,7 @@ ROUNDING = frozenset(
 FOLLOWS = {
     "data_sha256": ("dataset", "validation_split", "max_seq_len", "tokenizer", "chat_template"),
     "base_sha256": ("checkpoint",),
+    "config_sha256": ("checkpoint",),
     "packed_tokens": ("batch_size", "max_seq_len", "packed"),
     "rows_per_step": ("batch_size", "gradient_accumulation_steps", "packed"),
     "packed_micro_batches_per_step": ("gradient_accumulation_steps", "packed"),
@@ -55,6 +58,7 @@ FOLLOWS = {
 SHOWN = {
     "data_sha256": "tokens of sha256 {:.8}",
     "base_sha256": "weights of sha256 {:.8}",
+    "config_sha256": "a config.json of sha256 {:.8}",
     "packed_tokens": "{} tokens a micro-batch",
     "rows_per_step": "{} rows a step over all processes",
     "packed_micro_batches_per_step": "{} micro-batches a step over all processes",
@@ -62,6 +66,9 @@ SHOWN = {
 
 SETTINGS = ("optimizer", "param_groups", "lr_scheduler", "dtype", "master_weights")
 """Keys that what lies in the training state hangs on."""
+
+LABELS = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
+"""Keys of a config.json that a model's numbers do not hang on."""
 
 ABSENT = object()
 
@@ -95,6 +102,7 @@ def run_conditions(
     params: object,
     *,
     rows: Mapping[str, Any],
+    model: Mapping[str, Any],
     base_sha256: str | None,
     total_steps: int,
     world: "World",
@@ -104,11 +112,14 @@ def run_conditions(
     Args:
         params: The recipe's Params: all but what is free to change is kept, by dotted key.
         rows: What the rows of each step follow from: `torchtune.data.Steps.identity`.
+        model: What a config.json says of the model (`Decoder.hf_config`); the base's may have been
+            edited, and its weights be the same.
         base_sha256: Of the weights that the run began with; None where it drew them.
         total_steps: Optimizer steps of the whole run, which schedules stretch to.
         world: The processes.
     """
-    facts = {name: rows[name] for name in FOLLOWS if name in rows} | {"base_sha256": base_sha256}
+    facts = {name: rows[name] for name in FOLLOWS if name in rows}
+    facts |= {"base_sha256": base_sha256, "config_sha256": _config_digest(model)}
     machine = {
         "world_size": world.size,
         "threads": torch.get_num_threads(),
@@ -119,6 +130,12 @@ def run_conditions(
         machine["processor"] = torch.cuda.get_device_name(world.device)
     kept = {key: value for key, value in _leaves(resolved(params)) if _first(key) not in FREE}
     return {"keys": kept, "facts": facts, "machine": machine, "total_steps": total_steps}
+
+
+def _config_digest(config: Mapping[str, Any]) -> str:
+    """Return a sha256 over what of a config.json makes the model compute as it does."""
+    kept = {key: value for key, value in config.items() if key not in LABELS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def check_same_run(

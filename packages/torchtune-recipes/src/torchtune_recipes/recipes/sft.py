@@ -3,13 +3,13 @@
     tune run sft --checkpoint ./my-model --dataset ./my.jsonl
     tune run --nproc_per_node 2 sft --config llama3_2/1b_lora
 
-Copy it with `tune cp sft my_sft.py`, change any line, and run `tune run my_sft.py` or
-`torchrun my_sft.py`.
+Copy it with `tune cp sft my_sft.py`, change any line, and give it to `tune run` or `torchrun`.
 """
 
 import datetime
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import torch
@@ -109,7 +109,7 @@ class SFTParams:
             check.between("validation_split", 0, 0.99)
             check.that(bool(self.dataset), "dataset", "there are no rows", "dataset=my.jsonl")
             check.auto_has_checkpoint("model", "tokenizer")
-            for key in ("keep_best", "patience", "run_val_every_n_steps"):
+            for key in ("batch_size_val", "keep_best", "patience", "run_val_every_n_steps"):
                 met = held_out or (key == "run_val_every_n_steps" and self.sample_prompts)
                 needed = bool(met) or not getattr(self, key)
                 check.that(needed, key, f"'{key}' needs held-out rows", "validation_split=0.05")
@@ -175,9 +175,8 @@ class SFTRecipe:
         if p.compile:
             model = training.compile_blocks(model)
         if p.enable_activation_checkpointing:
-            keep = (
-                training.keep_products if p.activation_checkpointing_mode == "selective" else None
-            )
+            selective = p.activation_checkpointing_mode == "selective"
+            keep = training.keep_products if selective else None
             model = training.checkpoint_activations(model, keep=keep)
         if p.enable_activation_offloading:
             model = training.offload_activations(model)
@@ -215,8 +214,7 @@ class SFTRecipe:
     def _documents(self, key: str) -> data.Documents:
         rows, p = build("dataset", getattr(self.params, key)), self.params
         documents = data.tokenize_rows(
-            rows, self.form, max_seq_len=self.max_seq_len, workers=p.num_workers,
-            world=self.world,
+            rows, self.form, max_seq_len=self.max_seq_len, workers=p.num_workers, world=self.world,
         )  # fmt: skip
         if documents.report and documents.report.templated:
             self.form.tokenizer.chat_template = self.form.template  # saved with every checkpoint
@@ -266,11 +264,13 @@ class SFTRecipe:
 
     def _setup_resume(self) -> tuple[dict[str, Any], training.Resumed]:
         """Record what makes this run what it is; say how the run gone on with differs from it."""
-        p, rows, total, world = self.params, self.steps.identity(), self.total_steps, self.world
+        p, world = self.params, self.world
         digest = partial(checkpoint.weights_digest, p.checkpoint) if p.checkpoint else lambda: None
         base = checkpoint.on_main(world, digest)
-        conditions = partial(training.run_conditions, p, base_sha256=base, world=world)
-        now = conditions(rows=rows, total_steps=total)
+        now = training.run_conditions(
+            p, rows=self.steps.identity(), model=self.model.hf_config, base_sha256=base,
+            total_steps=self.total_steps, world=world,
+        )  # fmt: skip
         resumed = training.check_same_run(self.saved.get("conditions", now), now, p)
         record = partial(training.record_run, self.run.path, p, base_sha256=base)
         checkpoint.on_main(world, record, self.run.path)
@@ -318,8 +318,7 @@ class SFTRecipe:
         with training.explain_out_of_memory(self.memory), self.log:
             self._step(next(steps))
             self.save_checkpoint()
-            batches = next(steps)
-            metrics = self._step(batches)
+            metrics = self._step(batches := next(steps))
             saved = self.run.resume_from = self.run.path / "step_000001"
             self.progress = self.load_checkpoint() or Progress()
             repeated = self._step(batches)
@@ -388,7 +387,8 @@ class SFTRecipe:
             self.log.say("next", "the same command without --rehearse")
         else:
             self.log.say("result", f"{self.run.place}/latest, its losses in loss.png")
-            self.log.say("next", f'tune generate --checkpoint {self.run.place} --prompt "..."')
+            place = quote(self.run.place)
+            self.log.say("next", f'tune generate --checkpoint {place} --prompt "..."')
         self.world.close()
 
 
