@@ -11,6 +11,9 @@ from torchtune.distributed.tensors import is_distributed, local_part
 
 __all__ = ["GradientNorm", "clip_grad_norm"]
 
+PIECE = 2**19
+"""Elements of a gradient whose norm is taken at a time on a CPU: a ninth of the time of a big one whole."""
+
 _Layout = tuple[Any, ...]  # mesh and placements; empty for a plain tensor
 
 
@@ -93,5 +96,15 @@ def _row_norms(parts: list[Tensor]) -> Tensor:
     if parts[0].device.type != "cpu":
         return torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32))
     # Short sums in float32, the rest in float64: as fast as one long sum, and right.
-    rows = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32) for part in parts]
+    rows = [
+        torch.linalg.vector_norm(piece, dim=-1, dtype=torch.float32)
+        for part in parts
+        for piece in _pieces(part)
+    ]
     return torch.cat([norms.flatten() for norms in rows]).double()
+
+
+def _pieces(part: Tensor) -> tuple[Tensor, ...]:
+    """Cut a tensor so that the float32 copy that torch's norm makes of each piece stays in a cache."""
+    whole = torch.atleast_1d(part)
+    return whole.split(max(1, PIECE // max(1, whole.shape[1:].numel())))

@@ -42,23 +42,25 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = x.to(_exact(x.dtype))
+        exact = _exact_copy(x)
         norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (exact * scale).mul_(weight).to(x.dtype)
+        return exact.mul_(scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        normed, exact = x.to(scale.dtype) * scale, grad.to(scale.dtype)
+        normed, exact = _exact_copy(x).mul_(scale), _exact_copy(grad)
+        product, exact_weight = normed * exact, weight.to(scale.dtype)
+        along = (product @ exact_weight).div_(-x.shape[-1]).unsqueeze(-1)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (normed * exact).flatten(0, -2).sum(0).to(weight.dtype)
-        scaled = exact * weight.to(scale.dtype)
-        along = (scaled * normed).mean(-1, keepdim=True)
-        return scaled.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None
+            grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+        grad_x = exact.mul_(exact_weight).addcmul_(normed, along).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight, None
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _exact_copy(x: Tensor) -> Tensor:
+    """Return `x` in fp32 or more, to be changed in place: new memory costs more than the arithmetic."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
