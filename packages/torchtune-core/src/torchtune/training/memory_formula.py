@@ -36,10 +36,11 @@ def _held(sizes: ModelSizes, settings: Settings) -> dict[str, float]:
     frozen = (sizes.parameters - sizes.trained) * sizes.frozen_size
     trained = sizes.trained * sizes.trained_size
     several_backwards = settings.micro_batches > 1
+    states = settings.states * sizes.trained * (settings.state_size or sizes.trained_size)
     return {
         "weights": (frozen + trained) / settings.shards + _copies(sizes, settings),
         "gradients": _gradients(sizes, settings) if several_backwards else 0,
-        "optimizer": settings.states * trained / settings.shards,
+        "optimizer": states / settings.shards,
     }
 
 

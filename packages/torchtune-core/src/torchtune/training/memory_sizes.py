@@ -166,6 +166,7 @@ class Settings:
         reshard: Whether gathered weights are given back after forward.
         chunk_tokens: Positions whose logits exist at once.
         states: Numbers that the optimizer keeps of each trained one.
+        state_size: Bytes of such a number; None: as many as a trained one has.
         on_gpu: Whether a GPU computes.
     """
 
@@ -183,6 +184,7 @@ class Settings:
     reshard: bool
     chunk_tokens: int
     states: int
+    state_size: int | None
     on_gpu: bool
 
     @classmethod
@@ -212,5 +214,6 @@ class Settings:
             reshard=key("fsdp_reshard_after_forward", True),
             chunk_tokens=loss.get("chunk_tokens", 1024) if isinstance(loss, dict) else 1024,
             states=0 if optimizer == "sgd" else 2,
+            state_size=1 if optimizer == "adamw_8bit" else None,
             on_gpu=on_gpu,
         )
