@@ -7,10 +7,11 @@ there is a GPU `torch.cuda.max_memory_allocated`, and one process.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from live_storages import most_held
 from torch.profiler import ProfilerActivity, profile
 from torchtune import training
 from torchtune.config import build
@@ -19,6 +20,9 @@ from torchtune.distributed import join_world, local_part
 from torchtune.testing import run_distributed
 from torchtune_recipes import catalog
 from torchtune_recipes.estimation import Run, read_run, with_row
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from live_storages import most_held
 
 MASTER = ["master_weights=true", "enable_activation_checkpointing=true"]
 CONFIGS = {

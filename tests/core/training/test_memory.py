@@ -28,7 +28,7 @@ from torchtune.peft import lora
 from torchtune.testing import run_distributed
 from torchtune.training.live_memory import LiveMemory
 
-sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # the other processes load this file too
 from live_storages import most_held
 
 SIZE = dict(vocab_size=2048, num_layers=4, num_heads=4, num_kv_heads=2, embed_dim=128,

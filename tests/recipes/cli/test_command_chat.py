@@ -151,7 +151,7 @@ def test_a_model_without_a_template_is_sent_to_generate(shared, piped):
         (["--nproc_per_node", "2"], 2, "a chat is held by one process\n  answer many prompts with"),
         (["--temperature", "-1"], 2, "temperature is -1.0"),
         (["--top-k", "few"], 2, "--top-k: invalid int value: 'few'"),
-        (["--max-new-tokens", "0"], 2, "--max-new-tokens is 0"),
+        (["--max-new-tokens", "0"], 2, "--max-new-tokens: is 0"),
         (["--checkpoint", "nowhere"], 3, "nowhere"),
     ],
 )
