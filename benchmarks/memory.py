@@ -7,6 +7,7 @@ there is a GPU `torch.cuda.max_memory_allocated`, and one process.
 """
 
 import argparse
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,7 @@ def measured(words: list[str], processes: int, row_tokens: int) -> int:
         next(taken)
         return torch.cuda.max_memory_allocated()
     before = next(taken)
+    gc.collect()  # what is freed in between must be this run's own
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         next(taken)
     return most_held(found, before)

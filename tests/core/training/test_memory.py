@@ -1,5 +1,6 @@
 """Memory: counted before a run against what torch's profiler measures, and explained when it is out."""
 
+import gc
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,6 +95,7 @@ def measured(params, world=None):
     local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
     now = sum(p.numel() * p.element_size() for p in local)
     now += sum(x.nbytes for x in (batches[0].tokens, batches[0].labels, batches[0].positions))
+    gc.collect()  # else what earlier tests left is freed in between, and less seems to be held
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         for _ in range(2):
             training.train_step(recipe.model, recipe.optimizer, batches, recipe.world,
