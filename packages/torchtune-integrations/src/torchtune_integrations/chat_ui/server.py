@@ -119,6 +119,8 @@ def _close(page: "gradio.Blocks", threads: set[threading.Thread]) -> None:
     level = log.level
     log.setLevel(logging.CRITICAL)
     page.server.force_exit = True
+    # Since Python 3.12 asyncio's servers wait for open connections whatever uvicorn is told.
+    page.server.config.timeout_graceful_shutdown = 1
     page.close(verbose=False)
     for thread in set(threading.enumerate()) - threads:
         thread.join(TOKEN_SECONDS)
