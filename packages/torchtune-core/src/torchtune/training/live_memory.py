@@ -193,10 +193,8 @@ class LiveMemory(TorchDispatchMode):
     def _stage(self, func: Any, values: Any) -> None:
         """Count what gloo copies aside while it sends; NCCL works in place."""
         tensors = list(_tensors(values))
-        if (
-            any(word in func.__name__ for word in _STAGED)
-            and kernels_of(tensors[0].device) == "cpu"
-        ):
+        staged = any(word in func.__name__ for word in _STAGED)
+        if staged and kernels_of(tensors[0].device) == "cpu":
             size = max(tensor.nbytes for tensor in tensors)
             self._begin(_NOWHERE, size, "communication")
             self._end(_NOWHERE)

@@ -52,9 +52,8 @@ def rehearsed(
         do = "a model or optimizer of your own may keep state outside of its state_dict"
         raise TuneError("E-REHEARSAL-RESUME", what, do=do)
     saves = _folders(steps, params.save_every_n_steps, params.keep_last_n_checkpoints)
-    size, free = world.broadcast(
-        _measure(folder) if world.is_main else (0, 0)
-    )  # it may then vanish
+    measured = _measure(folder) if world.is_main else (0, 0)
+    size, free = world.broadcast(measured)  # after this the main rank may delete the folder
     _check_disk(saves * size, free)
     seconds = min(step.seconds, repeated.seconds)
     return (
