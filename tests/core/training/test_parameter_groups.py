@@ -1,6 +1,7 @@
 """Which parameters are trained, at which rates, by whichever optimizer."""
 
 import importlib.util
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -176,6 +177,22 @@ def test_adamw_in_8_bits_is_near_adamw_with_a_quarter_of_its_state():
         assert (weight - expected[name]).norm() < 0.2 * moved
     state = small.state[ours.model.layers[0].mlp.up_proj.weight]
     assert (state["state1"].dtype, state["state2"].dtype) == (torch.uint8, torch.uint8)
+
+
+@dataclass
+class In8Bits:
+    optimizer: str = "adamw_8bit"
+    dtype: str = "fp32"
+
+
+@needs_bitsandbytes
+def test_the_memory_of_states_in_8_bits_is_planned():
+    model = tiny(embed_dim=128, intermediate_dim=256)
+    optimizer = training.adamw_8bit(model.parameters(), lr=1e-3)
+    steps(model, optimizer, 1)
+    states = [state[key] for state in optimizer.state.values() for key in ("state1", "state2")]
+    plan = training.plan_memory(model, In8Bits(), row_tokens=16)
+    assert plan.optimizer == pytest.approx(sum(s.nbytes for s in states), rel=0.1)
 
 
 def refused_over_processes():
