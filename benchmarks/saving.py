@@ -1,12 +1,12 @@
 """What saving and loading a checkpoint costs: `saving.py [FOLDER] [--rounds 7]`.
 
-Saves SmolLM2-135M in bf16 with its AdamW state (0.8 GB) in turns: as a run does, without sha256 and
-flushing, and copies the same files with `cp`; then loads all again. Then takes steps (products of
-matrices, and the optimizer's) on one core, with a save before them, with one in the background beside
-them and with none: for how long the loop is held by a save, and what it loses in all. Elsewhere that
-one core would wait for a GPU, so the threads that save beside it have the others. Prints a line a
-round, then medians, and memory beside the model. Disks are noisy: everything begins after the last
-one's bytes have reached the disk.
+Saves SmolLM2-135M in bf16 with its AdamW state (0.8 GB) in turns: as a run does, and without sha256
+and flushing; copies the same files with `cp`, and again with flushing; then loads all. Then takes
+steps (products of matrices, and the optimizer's) on one core, with a save before them, with one in the
+background beside them and with none: for how long the loop is held by a save, and what it loses in
+all. Elsewhere that one core would wait for a GPU, so the threads that save beside it have the others.
+Prints a line a round, then medians, and memory beside the model. Disks are noisy: everything begins
+after the last one's bytes have reached the disk.
 """
 
 import argparse
@@ -80,6 +80,11 @@ class Bench:
         """Copy the same files, not flushed."""
         command = ["cp", "-r", self.folder / "run/step_000001", self.folder / "copy"]
         subprocess.run(command, check=True)
+
+    def copy_flushed(self) -> None:
+        """Copy the same files and wait until they are on the disk, as a save does."""
+        self.copy()
+        os.sync()
 
     def load(self) -> None:
         """Load all into the model and the optimizer."""
@@ -166,6 +171,7 @@ def measure(bench: Bench) -> dict[str, float]:
         "whole": seconds(bench.save_whole, bench.folder / "run/step_000001"),
         "plain": seconds(bench.save_plain, bench.folder / "plain"),
         "cp": seconds(bench.copy, bench.folder / "copy"),
+        "cp, flushed": seconds(bench.copy_flushed, bench.folder / "copy"),
         "load": seconds(bench.load),
     }
     threads = torch.get_num_threads()
@@ -203,6 +209,8 @@ def main() -> None:
     print(f"{size:.2f} GB; GB/s: " + ", ".join(f"{k} {size / v:.2f}" for k, v in middle.items()))
     for over, under in (
         ("whole", "plain"),
+        ("whole", "cp"),
+        ("whole", "cp, flushed"),
         ("held_beside", "held_after"),
         ("lost beside", "lost after"),
     ):
