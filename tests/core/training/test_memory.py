@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torchtune import training
 from torchtune.config import Parallel
@@ -27,6 +28,7 @@ from torchtune.models.llama import llama
 from torchtune.modules.kernels import as_if_on
 from torchtune.peft import lora
 from torchtune.testing import run_distributed
+from torchtune.training.fake_weights import fake_weights
 from torchtune.training.live_memory import LiveMemory
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the other processes load this file too
@@ -207,6 +209,34 @@ def test_attention_on_a_gpu_is_counted_as_that_of_a_gpu():
     scores = 4 * 512 * 512 * 2 * SIZE["num_layers"]  # written out on a CPU, never made on a GPU
     # kept in each layer, half of them or all, and made anew for one in backward
     assert scores / 2 < cpu - gpu < 2 * scores
+
+
+LABELS = torch.tensor([3, -100, 5, 6, -100])
+MASKED = {
+    "taken": lambda w: w[LABELS != -100],
+    "taken of the second dimension": lambda w: w[:, LABELS[:4] != -100],
+    "selected": lambda w: torch.masked_select(w, (LABELS != -100).unsqueeze(1)),
+    "written": lambda w: w.clone().index_put((LABELS == -100,), torch.tensor(0.0)),
+    "found": lambda w: w[(LABELS != -100).nonzero(as_tuple=True)],
+}
+
+
+@pytest.mark.parametrize("take", MASKED.values(), ids=MASKED)
+def test_a_mask_takes_as_many_of_weights_without_values_as_of_real_ones(take):
+    def shapes():
+        weight = nn.Linear(4, 5, device="meta").to_empty(device="cpu").weight
+        take(weight).sum().backward()
+        return take(weight).shape, weight.grad.shape
+
+    with fake_weights():
+        fake = shapes()
+    assert fake == shapes()
+
+
+def test_a_mask_made_of_weights_without_values_takes_all():
+    with fake_weights():
+        weight = nn.Linear(4, 5, device="meta").to_empty(device="cpu").weight
+        assert weight[weight > 0].shape == (20,)
 
 
 def test_a_run_after_an_estimate_computes_with_values():

@@ -1,6 +1,7 @@
 """`tune estimate`: what it counts of the real recipe, its exit codes, and words to paste that help."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,25 @@ FREEZE = """\
         for name, parameter in model.named_parameters():
             parameter.requires_grad = "norm" in name
 """
+
+
+def test_the_loss_that_the_page_on_recipes_shows_is_counted_with_its_whole_logits(
+    tune, words, tmp_path
+):
+    page = Path(__file__).parents[3] / "docs/recipes.md"
+    code = (
+        page.read_text().partition("<!-- file: my_loss.py -->\n```python\n")[2].partition("```")[0]
+    )
+    recipe = (
+        catalog.find("sft").path.read_text().replace("@dataclass\n", f"{code}\n\n@dataclass\n", 1)
+    )
+    (tmp_path / "mine.py").write_text(recipe)
+    shape = ["--row-tokens", "256", "batch_size=8", "--json"]
+    found = tune(
+        "estimate", str(tmp_path / "mine.py"), *words[2:], *shape, "loss=__main__.WithPenalty"
+    )
+    logits = 4 * 8 * 256 * 260
+    assert json.loads(found.stdout)["most"]["loss"] > 2 * logits  # and their softmax
 
 
 @pytest.mark.slow

@@ -79,8 +79,17 @@ def test_a_device_that_is_not_here_is_found_by_here(tune, recipes, tmp_path):
     assert done.stderr.startswith("error[E-DEVICE")
 
 
-@pytest.mark.parametrize("words", [[], ["toy"]])
-def test_a_missing_file_word_is_wrong_usage(tune, recipes, words):
+def test_without_a_file_the_words_are_those_of_a_run(tune, recipes, tmp_path):
+    words = ["toy", "--batch-size", "3", "checkpoint=."]
     done = tune("validate", *words, path=recipes)
+    assert (done.returncode, done.stdout) == (0, "toy: no faults\n")
+    assert done.stderr == "next: tune run toy --batch-size 3 checkpoint=.\n"
+    write(tmp_path, "batch_size: many\n")
+    done = tune("validate", "toy", "chekpoint=.", "--config", "my.yaml", path=recipes)
+    assert (done.returncode, done.stderr.count("error[")) == (2, 2)
+
+
+def test_no_word_at_all_is_wrong_usage(tune, recipes):
+    done = tune("validate", path=recipes)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error[E-USAGE]: tune validate: a config is needed")
+    assert done.stderr.startswith("error[E-USAGE]: tune validate: a recipe or a config is needed")

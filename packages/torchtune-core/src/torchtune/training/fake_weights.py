@@ -20,15 +20,20 @@ _UNFILLED = {
 }  # fmt: skip
 """What makes memory without values: a model's, before its weights are read, and FSDP's buffers."""
 _INDICES = {torch.int64, torch.int32, torch.bool}
+_INDEXES = {
+    _ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default,
+    _ATEN._index_put_impl_.default,
+}  # fmt: skip
+"""What takes elements at places, and so may be given truth values; the second argument says where."""
 
 
 @contextmanager
 def fake_weights() -> Iterator[None]:
     """Let what ``to_empty`` makes of a meta model have no memory, nor what is computed from it.
 
-    What depends on such weights has a shape and a dtype, and a number asked of it is 1. What does
-    not, such as where documents end, is computed as always: code whose shapes hang on such values
-    runs unchanged.
+    What depends on such weights has a shape and a dtype, and a number asked of it is 1, or True: a
+    mask made of it takes all there is. What does not, such as where documents end, is computed as
+    always: code whose shapes hang on such values runs unchanged.
     """
     with _FakeWeights():
         yield
@@ -65,6 +70,13 @@ class _FakeWeights(TorchDispatchMode):
             return NotImplemented
         if func is _ATEN._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0
+        if func is _ATEN.nonzero.default:
+            return _true_places(args[0])
+        if func is _ATEN.masked_select.default:
+            shape = torch.broadcast_shapes(*(tensor.shape for tensor in args))
+            return args[0].expand(shape)[_true_places(args[1].expand(shape)).unbind(1)]
+        if func in _INDEXES:
+            args = (args[0], _without_masks(args[1]), *args[2:])
         # detect_fake_mode: DTensor asks for shapes in a fake mode of its own, which comes after this
         if func in _UNFILLED and FakeTensor not in types and detect_fake_mode() is None:
             return self._unfilled(func, args, kwargs)
@@ -80,3 +92,20 @@ class _FakeWeights(TorchDispatchMode):
             return func(*args, **kwargs)
         with self._fake:
             return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=device)
+
+
+def _without_masks(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Put the places of its true values where a mask is, as the shape of what it takes hangs on them."""
+    places = list[Tensor | None]()
+    for index in indices:
+        mask = index is not None and index.dtype == torch.bool
+        places += _true_places(index).unbind(1) if mask else [index]
+    return places
+
+
+def _true_places(mask: Tensor) -> Tensor:
+    """Return the places `[count, dimensions]` of what is not 0, which without values is everything."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    known = torch.ones(mask.shape, dtype=torch.bool) if isinstance(mask, FakeTensor) else mask
+    return known.nonzero()

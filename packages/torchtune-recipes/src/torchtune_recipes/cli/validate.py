@@ -15,18 +15,20 @@ _EXAMPLES = """\
 examples:
   tune validate my_run.yaml
   tune validate sft llama3_2/1b_lora batch_size=4 --here
+  tune validate my_sft.py --checkpoint ./my-model --dataset ./my.jsonl
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``tune validate``."""
     parser.epilog = _EXAMPLES
-    parser.usage = "tune validate [RECIPE] FILE [key=value ...] [--here]"
+    parser.usage = "tune validate [RECIPE] [FILE] [key=value ...] [--here]"
     parser.add_argument(
         "words",
         nargs=argparse.REMAINDER,
-        metavar="[RECIPE] FILE [key=value ...]",
-        help="without RECIPE it is the config's `recipe:`, or the one that has all its keys",
+        metavar="[RECIPE] [FILE] [key=value ...]",
+        help="without RECIPE it is the config's `recipe:`, or the one that has all its keys; "
+        "without FILE what follows RECIPE is as for `tune run`",
     )
     parser.add_argument(
         "--here",
@@ -39,33 +41,37 @@ def run(args: argparse.Namespace) -> int:
     """Print what is wrong, or that nothing is, and what this machine lacks."""
     from torchtune.config import validate
 
-    from torchtune_recipes.cli.run import missing_devices, refuse
+    from torchtune_recipes.cli.run import missing_devices, refuse, with_config_path
 
     here = args.here or "--here" in args.words
     words = [word for word in args.words if word != "--here"]
-    recipe, config, overrides = _sorted(words)
+    recipe, given, overrides = _sorted(words)
+    config = catalog.resolve_config(given) if given else None
     machine = missing_devices(processes=1) if here else None  # only this check loads torch
     path = catalog.resolve_recipe(recipe)
-    faults, notes = validate(path, config, overrides, here=here, machine=machine)
+    faults, notes = validate(path, config, with_config_path(overrides), here=here, machine=machine)
     refuse(faults)
-    print(f"{config}: no faults (recipe {recipe})")
+    print(f"{config}: no faults (recipe {recipe})" if config else f"{recipe}: no faults")
     for note in notes:
         print(str(note).replace("error[", "note[", 1), file=sys.stderr)
-    given = words[len(words) - len(overrides) - 1 :]  # the config as it was typed, and what follows
-    print("next:", shlex.join(["tune", "run", recipe, "--config", *given]), file=sys.stderr)
+    words = [*(["--config", given] if given else []), *overrides]
+    print("next:", shlex.join(["tune", "run", recipe, *words]), file=sys.stderr)
     return 0
 
 
-def _sorted(words: list[str]) -> tuple[str, Path, list[str]]:
-    """Return the recipe, the file and the overrides."""
+def _sorted(words: list[str]) -> tuple[str, str | None, list[str]]:
+    """Return the recipe, the config where one is given, and what follows."""
     if not words:
-        raise _usage("a config is needed")
-    if _is_recipe(words[0]):
-        if len(words) < 2:
-            raise _usage(f"a config is needed after {words[0]!r}")
-        return words[0], catalog.resolve_config(words[1]), words[2:]
-    config = catalog.resolve_config(words[0])
-    return _recipe_of(config), config, words[1:]
+        raise _usage("a recipe or a config is needed")
+    if not _is_recipe(words[0]):
+        return _recipe_of(catalog.resolve_config(words[0])), words[0], words[1:]
+    if len(words) > 1 and not _is_override(words[1]):
+        return words[0], words[1], words[2:]
+    return words[0], None, words[1:]
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith(("-", "~")) or "=" in word
 
 
 def _is_recipe(word: str) -> bool:
