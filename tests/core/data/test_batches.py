@@ -1,10 +1,18 @@
 """A flat micro-batch, written out by hand."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
-from torchtune.data import Documents, flat_batch, idle_batch, pad_batch, split_documents
+from torchtune.data import (
+    Documents,
+    flat_batch,
+    idle_batch,
+    join_documents,
+    pad_batch,
+    split_documents,
+)
 from torchtune.errors import DataError
 
 
@@ -59,6 +67,15 @@ def test_select_keeps_each_document_with_its_place():
     assert chosen.trained.int().tolist() == [0, 1, 1, 0, 1]
     assert [chosen.where(0), chosen.where(1)] == ["memory:3", "memory:1"]
     assert pickle.loads(pickle.dumps(chosen)).lengths.tolist() == [3, 2]
+
+
+def test_joined_documents_are_those_of_one_list_and_keep_their_files():
+    first, second = [([1, 2], [0, 1]), ([3], [1])], [([4, 5, 6], [0, 1, 1])]
+    named = replace(Documents.of(second), files=("b.jsonl",))
+    joined, whole = join_documents([Documents.of(first), named]), Documents.of(first + second)
+    assert joined.digest() == whole.digest()
+    assert [joined.where(1), joined.where(2)] == ["memory:2", "b.jsonl:1"]
+    assert join_documents([joined, joined]).where(5) == "b.jsonl:1"
 
 
 def test_a_split_holds_out_a_share_and_loses_nothing():

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from torchtune.data import ChatFormat, auto_tokenizer, load_rows, tokenize_rows
+from torchtune.data import ChatFormat, Text, auto_tokenizer, load_rows, tokenize_rows
 from torchtune.data.workers import map_in_workers
 from torchtune.distributed import join_world
 from torchtune.errors import DataError, MissingError, TuneError
@@ -67,6 +67,14 @@ def test_rows_of_a_program_need_no_file(tmp_path, tokenizer):
     assert ids_of(read) == ids_of(given)
     assert ids_of(read)[:1] == ids_of(table)
     assert given.where(1) == "memory:2"
+
+
+@pytest.mark.parametrize("row", ["a text", Text("read before")])
+def test_rows_that_are_no_dicts_are_refused_with_their_place(tokenizer, row):
+    with pytest.raises(DataError, match="must be an object with named columns, found a") as raised:
+        tokenize_rows([{"text": "fine"}, row], tokenizer, max_seq_len=512, progress=False)
+    assert raised.value.where == "memory:2"
+    assert ("join_documents" in raised.value.do) == isinstance(row, Text)
 
 
 def test_the_report_says_whether_a_template_was_used(tmp_path, tokenizer):

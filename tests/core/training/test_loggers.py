@@ -41,6 +41,13 @@ def run(*loggers: training.Logger, steps: int = 3) -> None:
     log.close()
 
 
+def test_a_label_stays_apart_from_its_text_however_long(capsys):
+    log = training.RunLog(speaks=True)
+    log.say("dataset", "24 rows\n2 cut")
+    log.say("dataset_second", "12 rows")
+    assert capsys.readouterr().err == f"dataset    24 rows\n{'':11}2 cut\ndataset_second 12 rows\n"
+
+
 def test_stdout_has_one_line_a_step_that_says_every_figure(capsys):
     run(training.StdoutLogger(), steps=2)
     training.StdoutLogger().log(FIGURES, Progress(step=3, epoch=1))

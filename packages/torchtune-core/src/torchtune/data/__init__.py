@@ -4,7 +4,7 @@ from torchtune.data.batch import IGNORED, Batch, flat_batch, idle_batch, pad_bat
 from torchtune.data.chat_format import ChatFormat, Encoded
 from torchtune.data.chat_template import builtin_templates, find_template
 from torchtune.data.check import CheckedRow, CheckSummary, Fault, check_rows
-from torchtune.data.documents import Documents, Preparation, split_documents
+from torchtune.data.documents import Documents, Preparation, join_documents, split_documents
 from torchtune.data.forms import Chat, Example, Text, Tokens, to_messages
 from torchtune.data.messages import Message
 from torchtune.data.order import permutation
@@ -53,6 +53,7 @@ __all__ = [
     "flat_batch",
     "idle_batch",
     "is_remote",
+    "join_documents",
     "llama3_tiktoken",
     "load_rows",
     "local_copy",

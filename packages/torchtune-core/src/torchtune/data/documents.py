@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchtune.data.order import permutation
 from torchtune.errors import DataError
 
-__all__ = ["Documents", "Preparation", "split_documents"]
+__all__ = ["Documents", "Preparation", "join_documents", "split_documents"]
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,23 @@ class Documents:
 
 def _offsets(lengths: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def join_documents(parts: Sequence[Documents]) -> Documents:
+    """Return the documents of several data sets as one, part after part; each keeps its file and line.
+
+    Args:
+        parts: Tokenized for one model. `Documents.select` takes so many of one, or some twice.
+    """
+    before = accumulate((len(part.files) for part in parts), initial=0)
+    return Documents(
+        tokens=torch.cat([part.tokens for part in parts]),
+        trained=torch.cat([part.trained for part in parts]),
+        offsets=_offsets(torch.cat([part.lengths for part in parts])),
+        file=torch.cat([part.file + count for part, count in zip(parts, before, strict=False)]),
+        line=torch.cat([part.line for part in parts]),
+        files=tuple(file for part in parts for file in part.files),
+    )
 
 
 def split_documents(

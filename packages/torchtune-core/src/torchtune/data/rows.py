@@ -92,6 +92,8 @@ class Rows:
         return self.sources[source].where(at)
 
     def _formed(self, row: dict[str, Any]) -> Example:
+        if not isinstance(row, Mapping):
+            raise _no_dict(row)
         names = tuple(row)  # rows of one file may differ in columns that are optional
         if names not in self._forms:
             self._forms[names] = choose_form(names, self._told, self._columns)
@@ -102,6 +104,14 @@ class Rows:
                 what = f"no column {parts[part]!r}; the row has {', '.join(row) or 'none'}"
                 raise DataError("E-DATA-COLUMNS", what)
         return form.read(values)
+
+
+def _no_dict(row: Any) -> DataError:
+    do = "give dicts, such as {'text': ...}"
+    if isinstance(row, get_args(Example)):
+        do = "tokenize each data set by itself, and join them with join_documents"
+    what = f"a row must be an object with named columns, found a {type(row).__name__}"
+    return DataError("E-DATA-ROW", what, do=do)
 
 
 def _transformed(transform: TransformFunction, row: dict[str, Any]) -> Example:

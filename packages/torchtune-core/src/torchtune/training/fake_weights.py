@@ -98,8 +98,10 @@ def _without_masks(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Put the places of its true values where a mask is, as the shape of what it takes hangs on them."""
     places = list[Tensor | None]()
     for index in indices:
-        mask = index is not None and index.dtype == torch.bool
-        places += _true_places(index).unbind(1) if mask else [index]
+        if index is not None and index.dtype == torch.bool:
+            places += _true_places(index).unbind(1)
+        else:
+            places.append(index)
     return places
 
 

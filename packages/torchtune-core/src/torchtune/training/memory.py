@@ -71,8 +71,8 @@ def plan_memory(
 
     Args:
         model: With its adapter, if any; may be on meta, sharded, or not.
-        params: Whose `batch_size`, `dtype`, `enable_activation_checkpointing` and other keys say what
-            is kept; a key that is not there counts as off.
+        params: A dataclass, whose `batch_size`, `dtype`, `enable_activation_checkpointing` and other
+            keys say what is kept; a key that is not there counts as off.
         row_tokens: Tokens of the longest row, of which a micro-batch holds `batch_size`.
         world: The processes that share the weights; None is one on the CPU.
     """

@@ -42,7 +42,7 @@ class RunLog:
         """Print lines on stderr, the first behind `label`; nothing for an empty text."""
         if self.speaks and str(text):
             indented = str(text).replace("\n", "\n" + " " * 11)
-            tqdm.write(f"{label:11}{indented}", file=sys.stderr)  # above the bar, if there is one
+            tqdm.write(f"{label:10} {indented}", file=sys.stderr)  # above the bar, if there is one
             sys.stderr.flush()
 
     def start(self, loggers: Sequence[Logger], *, config: dict[str, Any], total: int) -> None:
