@@ -1,11 +1,6 @@
 """Parts of a training loop: the step, schedules, progress, loggers, memory."""
 
-from torchtune.training.activations import (
-    checkpoint_activations,
-    compile_blocks,
-    keep_products,
-    offload_activations,
-)
+from torchtune.training.activations import checkpoint_activations, compile_blocks, keep_products
 from torchtune.training.environment import data_digests, file_digest, record_run
 from torchtune.training.estimate import MemoryEstimate, estimate_memory
 from torchtune.training.evaluators import Evaluator
@@ -20,6 +15,7 @@ from torchtune.training.loggers import (
     without_secrets,
 )
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
+from torchtune.training.offloading import offload_activations
 from torchtune.training.optimizers import adamw, adamw_8bit, rounding_note
 from torchtune.training.parameter_groups import grouped_optimizer, parameter_groups, train_only
 from torchtune.training.plot import plot_loss

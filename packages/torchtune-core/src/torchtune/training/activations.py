@@ -1,4 +1,4 @@
-"""Techniques on a model's blocks: recompute activations, keep them on the host, compile."""
+"""Techniques on a model's blocks: recompute activations, compile."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -18,7 +17,7 @@ from torch.utils.checkpoint import (
 
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["checkpoint_activations", "compile_blocks", "keep_products", "offload_activations"]
+__all__ = ["checkpoint_activations", "compile_blocks", "keep_products"]
 
 Keep = Callable[..., bool]
 """`(operation, *its arguments) -> whether what it returns is kept for backward`."""
@@ -119,26 +118,6 @@ def _contexts(
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def offload_activations(model: Model) -> Model:
-    """Keep each block's input in the host's memory until backward wants it.
-
-    For `checkpoint_activations`, to be called before this, the input is all that a block keeps, so
-    that no more than one block's activations lie on a GPU at a time. Host memory is pinned and the
-    copies do not wait, but they go through the stream that computes. On a CPU nothing changes.
-
-    Args:
-        model: Changed in place and returned.
-    """
-    for block in model.blocks:
-        block.forward = partial(_with_input_on_host, block.forward)
-    return model
-
-
-def _with_input_on_host(forward: Callable[..., Tensor], hidden: Tensor, *args: Any) -> Tensor:
-    with save_on_cpu(pin_memory=hidden.is_cuda):
-        return forward(hidden, *args)
 
 
 def compile_blocks(model: Model) -> Model:

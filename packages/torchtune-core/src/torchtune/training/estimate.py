@@ -93,7 +93,7 @@ def estimate_memory(
         fake_weights(),
         LiveMemory() as memory,
     ):
-        _take_step(recipe(params), params, batches, world, memory, device)
+        _take_step(recipe(params), params, batches, world, memory)
     on_host = _on_host(params, device)
     most = memory.most()
     most["host"] += sum(most[part] for part in on_host)
@@ -106,12 +106,10 @@ def _take_step(
     batches: Sequence[Batch],
     world: World,
     memory: LiveMemory,
-    device: str,
 ) -> None:
     recipe.world = world
     recipe.model = recipe._setup_model()
-    offloaded = device != "cpu" and getattr(params, "enable_activation_offloading", False)
-    memory.watch(recipe.model, inputs_on_host=offloaded)
+    memory.watch(recipe.model)
     recipe.optimizer = recipe._setup_optimizer()
     update = recipe._setup_update() if hasattr(recipe, "_setup_update") else None
     loss = build("loss", getattr(params, "loss", "linear_cross_entropy"))

@@ -111,21 +111,17 @@ class LiveMemory(TorchDispatchMode):
             found[part] = max(accumulate(change for _, change in changes), default=0)
         return found
 
-    def watch(self, model: nn.Module, *, inputs_on_host: bool = False) -> None:
+    def watch(self, model: nn.Module) -> None:
         """Tell apart what belongs to `model`: weights, gradients, and what comes after its blocks.
 
         Args:
             model: Has ``blocks``; call this before the optimizer is made.
-            inputs_on_host: Count the blocks' inputs as the part ``host``, where they are kept.
         """
         self._assign("weights", [*model.parameters(), *model.buffers()])
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._is_gradient)
         blocks: Any = model.blocks
-        if inputs_on_host:
-            for block in blocks:
-                block.register_forward_pre_hook(lambda _, given: self._assign("host", given[:1]))
         blocks[-1].register_forward_hook(lambda *_: self._enter_phase("loss"))
         model.register_forward_hook(lambda *_: self._enter_phase("activations"))
 
@@ -166,6 +162,8 @@ class LiveMemory(TorchDispatchMode):
         if detect_fake_mode() is not None:  # DTensor asks what shape a result has: nothing is made
             return result
         part = "communication" if func.namespace in _SENDING else self._phase
+        if kwargs.get("pin_memory"):
+            part = "host"
         if func is torch.ops.aten._to_copy.default and self._part_of(args[0]) == "weights":
             part = "weights"  # a copy to compute with
         if func is torch.ops.aten.add.Tensor and _adds_gradients():

@@ -8,6 +8,8 @@ WRITTEN_OUT = 768
 """Rows of so many tokens have their attention written out on a CPU, which keeps its weights."""
 FP32_LOGITS = {False: 2**20, True: 2**25}
 """Logits that the loss has in fp32 at a time, off and on a GPU."""
+STILL_NEAR = 2
+"""Blocks' inputs that are on a GPU at a time where they are kept on the host."""
 
 
 def fullest_moment(sizes: ModelSizes, settings: Settings) -> dict[str, int]:
@@ -78,10 +80,11 @@ def _after_loss(sizes: ModelSizes, settings: Settings) -> float:
 
 def _kept(sizes: ModelSizes, settings: Settings, blocks: int) -> float:
     """Return what `blocks` blocks keep between forward and backward."""
-    given = 0 if settings.inputs_on_host else sizes.dim
+    inputs = min(blocks, STILL_NEAR) if settings.inputs_on_host else blocks
     again = settings.recompute
-    numbers = again * given / settings.tensor + (1 - again) * _in_block(sizes, settings)
-    return settings.tokens * numbers * blocks * settings.compute_size
+    given = again * inputs * sizes.dim / settings.tensor
+    numbers = given + (1 - again) * blocks * _in_block(sizes, settings)
+    return settings.tokens * numbers * settings.compute_size
 
 
 def _backward_work(sizes: ModelSizes, settings: Settings) -> float:

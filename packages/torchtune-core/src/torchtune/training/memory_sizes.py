@@ -198,7 +198,8 @@ class Settings:
         optimizer = optimizer.get("_component_") if isinstance(optimizer, dict) else optimizer
         selective = key("activation_checkpointing_mode", "full") == "selective"
         replicas = world.mesh["data_replicate"].size() if world.mesh else 1
-        on_gpu = kernels_of(world.device) != "cpu"
+        kernels = kernels_of(world.device)
+        on_gpu = kernels != "cpu"
         return cls(
             tokens=key("batch_size", 1) * row_tokens // world.context_size,
             row_tokens=row_tokens,
@@ -207,7 +208,7 @@ class Settings:
             tensor=world.tensor_size,
             several=world.size > 1,
             recompute=key("enable_activation_checkpointing", False) * (0.5 if selective else 1.0),
-            inputs_on_host=on_gpu and key("enable_activation_offloading", False),
+            inputs_on_host=kernels == "cuda" and key("enable_activation_offloading", False),
             states_on_host=on_gpu and key("fsdp_cpu_offload", False),
             in_backward=key("optimizer_in_bwd", False),
             compute_size=4 if key("dtype", "bf16") == "fp32" else 2,
