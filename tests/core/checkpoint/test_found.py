@@ -4,8 +4,9 @@ import json
 
 import pytest
 from torchtune.checkpoint import find_checkpoint
+from torchtune.distributed import join_world
 from torchtune.errors import MissingError
-from torchtune.testing import tiny_checkpoint
+from torchtune.testing import run_distributed, tiny_checkpoint
 
 
 @pytest.fixture
@@ -39,3 +40,13 @@ def test_an_adapters_base_is_a_download_of_that_very_model(base, found, download
         return
     with pytest.raises(MissingError, match=f"tune download {base}"):
         find_checkpoint("adapter")
+
+
+def find_one(folders):
+    world = join_world("cpu")
+    return find_checkpoint(folders[world.rank], world=world).folder
+
+
+def test_the_main_process_decides_which_step_is_the_latest(tmp_path):
+    folders = [tiny_checkpoint(tmp_path / name) for name in ("latest then", "latest now")]
+    assert run_distributed(find_one, 2, folders) == [folders[0], folders[0]]

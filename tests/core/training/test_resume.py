@@ -78,7 +78,7 @@ def test_an_edited_config_of_the_base_is_another_run_but_not_a_label_in_it():
     said = refused(model=MODEL | {"rope_theta": 5e5})
     assert "checkpoint (was a config.json of sha256" in said
     assert check("allow_change=[checkpoint]", model=MODEL | {"rope_theta": 5e5}).notes
-    assert check(model=MODEL | {"transformers_version": "5.0"}) == ([], False)
+    assert check(model=MODEL | {"transformers_version": "5.0", "eos_token_id": 7}) == ([], False)
 
 
 def test_another_component_is_one_change():

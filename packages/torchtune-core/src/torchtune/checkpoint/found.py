@@ -1,9 +1,11 @@
 """Where the files of a checkpoint are, by whatever name the user gives it."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torchtune.checkpoint.disk import on_main
 from torchtune.checkpoint.hub_download import download_folder, hub_source
 from torchtune.checkpoint.manifest import latest_step
 from torchtune.checkpoint.remote_folder import newest_remote_step
@@ -11,6 +13,9 @@ from torchtune.checkpoint.training_state import read_info
 from torchtune.checkpoint.weights import weights_digest
 from torchtune.data import is_remote, local_copy
 from torchtune.errors import ConfigError, MissingError
+
+if TYPE_CHECKING:
+    from torchtune.distributed import World
 
 __all__ = ["FoundCheckpoint", "find_checkpoint", "read_adapter_config", "run_info"]
 
@@ -33,7 +38,11 @@ class FoundCheckpoint(NamedTuple):
 
 
 def find_checkpoint(
-    checkpoint: str | Path, *, base: str | Path | None = None, check_base: bool = True
+    checkpoint: str | Path,
+    *,
+    base: str | Path | None = None,
+    check_base: bool = True,
+    world: "World | None" = None,
 ) -> FoundCheckpoint:
     """Return the folders that a user means by one path.
 
@@ -44,18 +53,20 @@ def find_checkpoint(
             Of a URL (``s3://...``) a local copy is made.
         base: The adapter's base; None looks where its adapter_config.json says and, for a hub id,
             in ``./models/NAME``, where ``tune download`` puts it.
-        check_base: Compare the base's weights with those that the adapter was trained on, where
-            the adapter's run has recorded their sha256. Reads all weights.
+        check_base: Compare the base's weights and config.json with those that the adapter was trained
+            on, where the adapter's run has recorded their sha256. Reads all weights.
+        world: The processes, where several load the checkpoint. The main one decides which step is a
+            run's latest, as a run that is training may save another meanwhile, and checks the base.
 
     Raises:
         MissingError: E-CHECKPOINT-MISSING without such a folder; E-BASE where the base is absent.
-        ConfigError: E-BASE where the base has other weights, or is given for whole weights.
+        ConfigError: E-BASE where the base has other weights, another config.json, or is given for
+            whole weights.
     """
-    if is_remote(checkpoint):
-        folder = local_copy(newest_remote_step(str(checkpoint)))
-    else:
-        given = _by_path_or_name(Path(checkpoint).expanduser())
-        folder = latest_step(given) or given
+    if world is not None:
+        checkpoint = on_main(world, partial(_newest, checkpoint))
+    newest = _newest(checkpoint)
+    folder = local_copy(newest) if is_remote(newest) else Path(newest)
     if not (folder / "adapter_config.json").is_file():
         if base is not None:
             what = "a base is for adapters; this checkpoint holds whole weights"
@@ -63,11 +74,42 @@ def find_checkpoint(
         _check_is_model(folder)
         return FoundCheckpoint(folder, folder)
     found = _find_base(folder, base)
-    wanted = run_info(folder).get("base_sha256") if check_base else None
-    if wanted and wanted != weights_digest(found):
-        what = f"{str(found)!r} holds other weights than the adapter was trained on"
-        raise ConfigError("E-BASE", what, where=str(folder), do="say where it is: --base DIR")
+    if check_base:
+        check = partial(_check_base, found, folder)
+        check() if world is None else on_main(world, check)
     return FoundCheckpoint(folder, found)
+
+
+def _newest(checkpoint: str | Path) -> str:
+    """Return the path or URL of what is meant now: of a run's folder its newest step."""
+    if is_remote(checkpoint):
+        return newest_remote_step(str(checkpoint))
+    given = _by_path_or_name(Path(checkpoint).expanduser())
+    return str(latest_step(given) or given)
+
+
+def _check_base(base: Path, adapter: Path) -> None:
+    """Compare the base with what the adapter's run says of it."""
+    said = run_info(adapter)
+    do = "say where it is: --base DIR"
+    if said.get("base_sha256") and said["base_sha256"] != weights_digest(base):
+        what = f"{str(base)!r} holds other weights than the adapter was trained on"
+        raise ConfigError("E-BASE", what, where=str(adapter), do=do)
+    conditions = said.get("conditions", {})
+    built_from_it = conditions.get("keys", {}).get("model") == "auto"
+    wanted = conditions.get("facts", {}).get("config_sha256")
+    if built_from_it and wanted and wanted != _config_digest(base):
+        what = f"{str(base / 'config.json')!r} is not the one that the adapter was trained on"
+        raise ConfigError("E-BASE", what, where=str(adapter), do=f"undo the change, or {do}")
+
+
+def _config_digest(base: Path) -> str:
+    import torch
+
+    from torchtune.models import auto, config_digest
+
+    with torch.device("meta"):
+        return config_digest(auto(base).hf_config)
 
 
 def _by_path_or_name(given: Path) -> Path:

@@ -101,7 +101,8 @@ def load_checkpoint(
         pack: Lay the weights out for fast generation (`pack_linears`); False keeps plain layers, and
             so does a model that is cut.
         world: The processes, where several hold one model together: each then has its part, on its
-            own device, and all must compute at the same time.
+            own device, and all must compute at the same time. The main one decides which step is a run's
+            latest.
 
     Raises:
         MissingError: A folder, a file or a tensor is missing.
@@ -110,7 +111,7 @@ def load_checkpoint(
     """
     world = world or World(device=torch.device(device))
     device = world.device
-    found = files.find_checkpoint(checkpoint, base=base)
+    found = files.find_checkpoint(checkpoint, base=base, world=world)
     weights_dtype = _dtype(dtype, found.base)
     check_dtype(weights_dtype, device)
     with torch.device("meta"):

@@ -1,6 +1,6 @@
 """Model families: one file each, with its sizes and its builder."""
 
 from torchtune.models import llama
-from torchtune.models.pretrained import auto, families, from_pretrained
+from torchtune.models.pretrained import auto, config_digest, families, from_pretrained
 
-__all__ = ["auto", "families", "from_pretrained", "llama"]
+__all__ = ["auto", "config_digest", "families", "from_pretrained", "llama"]

@@ -1,6 +1,8 @@
 """A model from a checkpoint folder's own config.json."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,21 @@ from torchtune.errors import ConfigError, MissingError
 from torchtune.models import llama
 from torchtune.modules import Decoder
 
-__all__ = ["auto", "families", "from_pretrained"]
+__all__ = ["auto", "config_digest", "families", "from_pretrained"]
 
 FAMILIES = {"llama": llama.from_hf_config}
 """`model_type` of a config.json to the function that builds its model."""
 
 SLOT = "family"
+
+LABELS = frozenset(
+    {
+        *("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype"),
+        *("use_cache", "initializer_range", "pretraining_tp"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),  # a tokenizer's own files say which
+    }
+)
+"""Keys of a config.json that a model's numbers do not hang on."""
 
 
 def auto(checkpoint: str | Path) -> Decoder:
@@ -48,6 +59,17 @@ def families() -> list[str]:
     function ``(config, *, where) -> Decoder`` of the config.json's content and its name in errors.
     """
     return [*FAMILIES, *(name for name in allowed_names(SLOT) if name not in FAMILIES)]
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return a sha256 over what of a config.json makes a model compute as it does, as hexadecimal.
+
+    Args:
+        config: The content (`Decoder.hf_config`). Which program wrote it, the dtype and token ids do
+            not count.
+    """
+    kept = {key: value for key, value in config.items() if key not in LABELS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def from_pretrained(

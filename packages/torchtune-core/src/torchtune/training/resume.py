@@ -1,7 +1,5 @@
 """Whether a run that goes on is still the same run."""
 
-import hashlib
-import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +11,7 @@ from torchtune.config.resolved import resolve, resolved
 from torchtune.config.schema import keys_of
 from torchtune.config.signature import COMPONENT
 from torchtune.errors import ConfigError
+from torchtune.models import config_digest
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -67,9 +66,6 @@ SHOWN = {
 SETTINGS = ("optimizer", "param_groups", "lr_scheduler", "dtype", "master_weights")
 """Keys that what lies in the training state hangs on."""
 
-LABELS = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
-"""Keys of a config.json that a model's numbers do not hang on."""
-
 ABSENT = object()
 
 
@@ -119,7 +115,7 @@ def run_conditions(
         world: The processes.
     """
     facts = {name: rows[name] for name in FOLLOWS if name in rows}
-    facts |= {"base_sha256": base_sha256, "config_sha256": _config_digest(model)}
+    facts |= {"base_sha256": base_sha256, "config_sha256": config_digest(model)}
     machine = {
         "world_size": world.size,
         "threads": torch.get_num_threads(),
@@ -130,12 +126,6 @@ def run_conditions(
         machine["processor"] = torch.cuda.get_device_name(world.device)
     kept = {key: value for key, value in _leaves(resolved(params)) if _first(key) not in FREE}
     return {"keys": kept, "facts": facts, "machine": machine, "total_steps": total_steps}
-
-
-def _config_digest(config: Mapping[str, Any]) -> str:
-    """Return a sha256 over what of a config.json makes the model compute as it does."""
-    kept = {key: value for key, value in config.items() if key not in LABELS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def check_same_run(
