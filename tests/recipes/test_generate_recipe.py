@@ -10,7 +10,8 @@ import peft
 import pytest
 import torch
 import torchtune_recipes
-from torchtune.errors import ConfigError, DataError, MissingError
+from torchtune.checkpoint import merge_adapter
+from torchtune.errors import ConfigError, DataError, Faults, MissingError
 from torchtune.testing import tiny_checkpoint, tiny_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,6 +114,22 @@ def test_a_moved_base_is_named_and_another_one_refused(base, run, answers, tmp_p
         answers(checkpoint=str(adapter), base=str(other))
 
 
+@pytest.mark.parametrize(("key", "is_another"), [("rope_theta", True), ("eos_token_id", False)])
+def test_an_edited_config_of_the_base_is_noticed_before_answering_and_merging(
+    key, is_another, base, run, answers, tmp_path
+):
+    edited = shutil.copytree(base, tmp_path / "base")
+    config = json.loads((edited / "config.json").read_text())
+    (edited / "config.json").write_text(json.dumps({**config, key: 7}))
+    if not is_another:
+        answers(checkpoint=str(run), base=str(edited))
+        return
+    with pytest.raises(ConfigError, match=r"E-BASE.*config.json' is not the one"):
+        answers(checkpoint=str(run), base=str(edited))
+    with pytest.raises(ConfigError, match=r"E-BASE.*config.json' is not the one"):
+        merge_adapter(edited, run, tmp_path / "merged")
+
+
 def test_text_without_a_template_is_continued(shared, answers):
     reference = json.loads((shared / "reference" / "stories260k.json").read_text())["prompts"]
     folder = shared / "models" / "stories260k"
@@ -171,9 +188,25 @@ def test_a_row_without_a_prompt_is_named_by_its_line(text, line, base, answers, 
     with pytest.raises(DataError) as error:
         answers(checkpoint=str(base), prompt=None, prompts=str(file))
     assert error.value.where == f"{file}:{line}"
+    assert "output" not in error.value.what  # a column of ours
     (tmp_path / "empty.txt").write_text(" \n\n")
     with pytest.raises(DataError, match="no prompt"):
         answers(checkpoint=str(base), prompt=None, prompts=str(tmp_path / "empty.txt"))
+
+
+def test_prompts_that_cannot_be_answered_are_named_by_their_lines_before_any_is(
+    base, answers, tmp_path, capsys
+):
+    file = tmp_path / "prompts.jsonl"
+    texts = ["hi", "hi", "hi " * 600, "hi", "hi " * 700]
+    file.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    with pytest.raises(Faults) as error:
+        answers(checkpoint=str(base), prompt=None, prompts=str(file), batch_size=2)
+    assert [fault.where for fault in error.value.faults] == [f"{file}:3", f"{file}:5"]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ConfigError) as error:
+        answers(checkpoint=str(base), prompt=["hi", "hi " * 600])
+    assert error.value.where == "prompt[1]"
 
 
 def test_a_name_stands_for_what_was_downloaded(base, answers, tmp_path, monkeypatch):

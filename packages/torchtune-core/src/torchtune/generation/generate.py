@@ -12,10 +12,13 @@ from torchtune.generation.compiled import decoding, room_for
 from torchtune.generation.sampling import Sampling, sample
 from torchtune.modules import Decoder
 
-__all__ = ["generate", "stream"]
+__all__ = ["check_prompts", "generate", "stream"]
 
 GREEDY = Sampling()
 Tokens = Generator[list[int | None], None, None]
+
+SHOWN = 8
+"""Faulty prompts that an error names; a file may hold thousands."""
 
 PREFILL = 512
 """Prompt tokens of one forward: its logits are made for every token, and must not fill the memory."""
@@ -158,22 +161,48 @@ def _device(model: Decoder) -> torch.device:
     return computing_device(next(model.parameters()))
 
 
+def check_prompts(
+    model: Decoder, prompts: Sequence[Sequence[int]], places: Sequence[str] | None = None
+) -> None:
+    """Refuse prompts that `generate` refuses, all at once and before the first is answered.
+
+    Args:
+        model: The model.
+        prompts: Token ids of each.
+        places: What the user calls each, such as ``questions.jsonl:3``; None counts them from 0.
+
+    Raises:
+        ConfigError: E-PROMPT for a prompt that is empty, too long or not of this vocabulary; of
+            several the first eight.
+    """
+    _refuse(_faults(model, prompts, places))
+
+
 def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    faults = [
-        fault for row, prompt in enumerate(prompts) for fault in _prompt_faults(model, row, prompt)
-    ]
-    faults += [
+    wrong = [
         ConfigError("E-SAMPLING", f"{key} is {value}, but must be at least 1", where=key)
         for key, value in (("prompts", len(prompts)), ("max_new_tokens", max_new_tokens))
         if value < 1
     ]
+    _refuse([*_faults(model, prompts, None), *wrong])
+
+
+def _faults(
+    model: Decoder, prompts: Sequence[Sequence[int]], places: Sequence[str] | None
+) -> list[TuneError]:
+    places = places or [f"prompt {number}" for number in range(len(prompts))]
+    named = zip(places, prompts, strict=True)
+    faults = [fault for place, prompt in named for fault in _prompt_faults(model, place, prompt)]
+    return faults[:SHOWN]
+
+
+def _refuse(faults: Sequence[TuneError]) -> None:
     if faults:
         raise faults[0] if len(faults) == 1 else Faults(faults)
 
 
-def _prompt_faults(model: Decoder, row: int, prompt: Sequence[int]) -> list[TuneError]:
+def _prompt_faults(model: Decoder, where: str, prompt: Sequence[int]) -> list[TuneError]:
     vocabulary = model.model.embed_tokens.num_embeddings
-    where = f"prompt {row}"
     if not prompt:
         return [ConfigError("E-PROMPT", "it has no tokens", where=where)]
     if len(prompt) >= model.max_positions:

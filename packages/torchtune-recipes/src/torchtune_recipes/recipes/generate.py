@@ -15,16 +15,17 @@ from typing import Literal
 
 from torchtune.config import Parallel, TuneArgumentParser, checks
 from torchtune.distributed import in_turns, join_world
-from torchtune.errors import report_errors
+from torchtune.errors import DataError, report_errors
 from torchtune.generation import (
     Answer,
     LoadedCheckpoint,
     Prompt,
     Sampling,
+    check_prompts,
     compile_decoding,
     generate_text,
     load_checkpoint,
-    read_prompts,
+    placed_prompts,
     stream_text,
 )
 
@@ -107,15 +108,19 @@ class GenerateRecipe:
     def setup(self) -> None:
         """Find the files, and make model and tokenizer."""
         self.world = join_world(self.params.device, self.params.parallel)
-        self.prompts = self._setup_prompts()
+        placed = self._setup_prompts()
+        self.places, self.prompts = [place for place, _ in placed], [text for _, text in placed]
         self.loaded = self.load_checkpoint()
         self.ids = self._setup_ids()
 
-    def _setup_prompts(self) -> list[Prompt]:
+    def _setup_prompts(self) -> list[tuple[str, Prompt]]:
+        """Return the prompts, each with its place for the error that may come."""
         p = self.params
         if p.prompts is not None:
-            return read_prompts(p.prompts)
-        return [p.prompt] if isinstance(p.prompt, str) else list(p.prompt or [])
+            return placed_prompts(p.prompts)
+        if isinstance(p.prompt, str):
+            return [("prompt", p.prompt)]
+        return [(f"prompt[{number}]", text) for number, text in enumerate(p.prompt or [])]
 
     def load_checkpoint(self) -> LoadedCheckpoint:
         """Build the model and fill it from the base and the adapter."""
@@ -128,7 +133,14 @@ class GenerateRecipe:
 
     def _setup_ids(self) -> list[list[int]]:
         p = self.params
-        return [self.loaded.prompt_ids(text, system=p.system, raw=p.raw) for text in self.prompts]
+        ids = []
+        for place, text in zip(self.places, self.prompts, strict=True):
+            try:
+                ids.append(self.loaded.prompt_ids(text, system=p.system, raw=p.raw))
+            except DataError as error:  # the template does not take this conversation
+                raise DataError(error.code, error.what, where=place, do=error.do) from None
+        check_prompts(self.loaded.model, ids, self.places)
+        return ids
 
     def generate(self) -> None:
         """Answer all prompts, in order."""
