@@ -60,6 +60,15 @@ def test_damage_is_a_line_and_exit_code_3_also_in_json(tune, tmp_path):
     assert problem.startswith("model.safetensors is cut short: 1000 bytes")
 
 
+def test_no_command_is_offered_for_a_model_that_none_can_load(tune, tmp_path):
+    config = tiny_checkpoint(tmp_path) / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"mamba"'))
+    done = tune("inspect", str(tmp_path))
+    assert "which torchtune cannot train" in done.stdout
+    said = "next: a model whose config.json has a model_type of these: llama"
+    assert done.stderr.startswith(said)
+
+
 def test_rows_and_a_shipped_config_are_shown(tune, tmp_path):
     shown = tune("inspect", str(tiny_rows(tmp_path, 3))).stdout
     assert "\nrows       3\nform       alpaca\ncolumns    instruction (str)\n" in shown

@@ -35,6 +35,8 @@ def next_command(report: Mapping[str, Any]) -> str:
         return _mending(report, path)
     if kind == "adapter" and not report["base"]["found"]:
         return f"tune generate --checkpoint {path} --base DIR"
+    if kind == "model" and not report["supported"]:
+        return f"a model whose config.json has a model_type of these: {', '.join(_families())}"
     return {
         "model": f'tune generate --checkpoint {path} --prompt "..."',
         "adapter": f'tune generate --checkpoint {path} --prompt "..."',
@@ -44,6 +46,12 @@ def next_command(report: Mapping[str, Any]) -> str:
         "config": f"tune validate {path}",
         "safetensors": "tune inspect the folder that it lies in",
     }[kind]
+
+
+def _families() -> list[str]:
+    from torchtune.models import families  # late: loads torch
+
+    return families()
 
 
 def _mending(report: Mapping[str, Any], path: str) -> str:
