@@ -46,3 +46,23 @@ def test_parts_longer_than_the_run_are_refused():
         rates(
             training.wsd_schedule, 1, num_training_steps=10, num_warmup_steps=6, num_decay_steps=5
         )
+
+
+@pytest.mark.parametrize(
+    ("component", "said"),
+    [
+        (None, ""),
+        ("cosine", ""),
+        ({"_component_": "cosine", "num_warmup_steps": 9}, ""),
+        ({"_component_": "cosine", "num_warmup_steps": 10}, "its last step has 90% of it"),
+        ({"_component_": "linear", "num_warmup_steps": 100}, "its last step has 9% of it"),
+    ],
+)
+def test_a_run_that_ends_in_its_warm_up_is_told_what_it_comes_to(component, said):
+    assert training.warmup_note(component, 10).endswith(said)
+    if said:
+        arguments = {"num_warmup_steps": component["num_warmup_steps"], "num_training_steps": 10}
+        last = rates(training.linear_schedule, 10, **arguments)[-1]
+        assert said == f"its last step has {last:.0%} of it"
+    else:
+        assert not training.warmup_note(component, 10)

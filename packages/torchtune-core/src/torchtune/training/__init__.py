@@ -33,6 +33,7 @@ from torchtune.training.schedules import (
     constant_schedule,
     cosine_schedule,
     linear_schedule,
+    warmup_note,
     wsd_schedule,
 )
 from torchtune.training.seed import set_seed
@@ -102,6 +103,7 @@ __all__ = [
     "torch_profiler",
     "train_only",
     "train_step",
+    "warmup_note",
     "without_secrets",
     "wsd_schedule",
 ]

@@ -4,14 +4,21 @@ The factor at step 0 is that of the first step. With warm-up it is 0 there, as i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from torchtune.errors import ConfigError
 
-__all__ = ["constant_schedule", "cosine_schedule", "linear_schedule", "wsd_schedule"]
+__all__ = [
+    "constant_schedule",
+    "cosine_schedule",
+    "linear_schedule",
+    "warmup_note",
+    "wsd_schedule",
+]
 
 
 def cosine_schedule(
@@ -102,6 +109,24 @@ def wsd_schedule(
         return min_lr_ratio + (1 - min_lr_ratio) * max(0.0, left)
 
     return _schedule(optimizer, num_warmup_steps, num_training_steps, fall)
+
+
+def warmup_note(lr_scheduler: Mapping[str, Any] | str | None, num_training_steps: int) -> str:
+    """Return a warning where a run ends before the rate has risen to the optimizer's own, or "".
+
+    A run may be meant to be short, as one that is to be gone on with, so that this is no error.
+
+    Args:
+        lr_scheduler: A recipe's component, with its arguments.
+        num_training_steps: Optimizer steps of the whole run.
+    """
+    arguments = lr_scheduler if isinstance(lr_scheduler, Mapping) else {}
+    rise = arguments.get("num_warmup_steps", 0)
+    if not isinstance(rise, int) or rise < num_training_steps:
+        return ""
+    share = (num_training_steps - 1) / max(1, rise)
+    short = f"with a warm-up of {rise:,} steps a run of {num_training_steps:,}"
+    return f"{short} never comes to the full rate: its last step has {share:.0%} of it"
 
 
 def _schedule(
