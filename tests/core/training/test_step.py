@@ -143,17 +143,34 @@ def test_clipping_cuts_the_step_and_reports_the_norm_before(model, documents):
 
 
 def test_a_loss_that_is_not_finite_names_the_rows_and_changes_nothing(model, documents):
+    sound = copy.deepcopy(model)
+    before = copy.deepcopy(sound.state_dict())
+    layout = {"batch_size": 4, "gradient_accumulation_steps": 2, "shuffle": False}
+    batches = next(Steps(documents, max_seq_len=64, **layout).after())
+    sums = iter([1.0, math.nan])
+    with pytest.raises(TuneError, match="the loss is nan\n") as caught:
+        training.train_step(
+            sound, training.adamw(sound.parameters()), batches, World(),
+            loss=lambda *given: LinearCrossEntropy()(*given) * next(sums),
+        )  # fmt: skip
+    assert caught.value.code == "E-NOT-FINITE"
+    assert caught.value.where == "rows memory:5, memory:6, memory:7, memory:8"
+    for name, value in sound.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_weights_that_are_not_finite_are_named_and_no_row_is_blamed(model, documents):
     broken = copy.deepcopy(model)
     with torch.no_grad():
-        broken.model.embed_tokens.weight[int(documents.tokens[0])] = math.nan
-    before = copy.deepcopy(broken.state_dict())
-    optimizer = training.adamw(broken.parameters())
+        for block in broken.blocks:
+            block.mlp.up_proj.weight[3, 1] = math.nan
     batches = next(Steps(documents, max_seq_len=64, batch_size=8, shuffle=False).after())
-    with pytest.raises(TuneError, match=r"the loss is nan\n.*memory:1") as caught:
-        training.train_step(broken, optimizer, batches, World(), loss=LinearCrossEntropy())
-    assert caught.value.code == "E-NOT-FINITE"
-    for name, value in broken.state_dict().items():
-        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+    with pytest.raises(TuneError, match="the loss is nan\n") as caught:
+        training.train_step(
+            broken, training.adamw(broken.parameters()), batches, World(), loss=LinearCrossEntropy()
+        )
+    assert "model.layers.0.mlp.up_proj.weight and 1 more" in caught.value.where
+    assert "memory" not in caught.value.where
 
 
 def test_validation_is_the_mean_over_all_tokens(model, documents):

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune.data import Batch
-from torchtune.distributed import World, one_sum_a_step
+from torchtune.distributed import World, local_part, one_sum_a_step
 from torchtune.errors import TuneError
 from torchtune.training.flops import flops_utilization
 from torchtune.training.memory import peak_memory
@@ -60,7 +60,8 @@ def train_step(
 
     Raises:
         TuneError: E-NOT-FINITE: the loss or the gradient is not finite; the weights are those before
-            the step, except for a gradient with `StepInBackward`.
+            the step, except for a gradient with `StepInBackward`. Rows are named, or weights that
+            were not finite before the step.
         ConfigError: The `update` cannot do with so many micro-batches, or with `max_norm`.
     """
     if step is not None:
@@ -75,6 +76,8 @@ def train_step(
     values = torch.stack(sums).tolist()
     total = world.sum(math.fsum(values)) / max(1, supervised)
     if not math.isfinite(total):
+        if broken := _broken_weights(model, world):
+            raise _weights_not_finite(broken, total, step)
         raise _not_finite("loss", total, step, _rows(batches, values))
     done = update.finish()
     if not (math.isfinite(done.grad_norm) or done.skipped):
@@ -147,6 +150,26 @@ def _rows(batches: Sequence[Batch], sums: Sequence[float] | None) -> str:
     ]
     rows = [row for batch in kept for row in batch.rows]
     return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+
+
+def _broken_weights(model: nn.Module, world: World) -> list[str]:
+    """Name the parameters that hold a value that is not finite, on any process."""
+    own = [
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.isfinite(local_part(parameter.detach())).all()
+    ]
+    return list(dict.fromkeys(name for names in world.gather(own) for name in names))
+
+
+def _weights_not_finite(broken: Sequence[str], value: float, step: int | None) -> TuneError:
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return TuneError(
+        "E-NOT-FINITE",
+        f"the loss is {value}" + (f" in step {step}" if step is not None else ""),
+        where=f"weights that are not finite before the step: {broken[0]}{more}",
+        do="begin from weights that are; where earlier steps broke them, lower the learning rate",
+    )
 
 
 def _not_finite(
