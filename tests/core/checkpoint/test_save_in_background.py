@@ -2,6 +2,8 @@
 
 import math
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,17 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torchtune.checkpoint import (
     RunFolder,
     damaged_files,
     latest_step,
+    on_main,
     save_model,
     save_training_state,
 )
 from torchtune.checkpoint.staged_work import StagedWork
-from torchtune.distributed import World
+from torchtune.distributed import World, hurried, join_world
 from torchtune.errors import TuneError
-from torchtune.training import LossScaling, StepAfterBackward, StepInBackward
+from torchtune.testing import run_distributed
+from torchtune.training import LossScaling, StepAfterBackward, StepInBackward, StopSignal
 
 WORLD = World()
 UPDATES = {
@@ -220,11 +225,93 @@ def test_a_full_disk_is_told_later_and_loses_nothing(tmp_path, learn):
     assert damaged_files(tmp_path / "step_000003") == []
 
 
-def test_a_run_that_ends_without_waiting_gives_the_save_up_and_says_so(tmp_path, told):
+def test_a_run_that_leaves_without_waiting_brings_the_save_to_its_end(tmp_path, gate, told):
     run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
+    wanted = model.weight.detach().clone()
     begin(run, 1, model)
     step(model)
+    run.prune(1)
     assert not run.poll()
+    threading.Timer(0.2, gate.set).start()
     run.close()
-    assert "step 1 was being saved" in told[0]
+    assert "step 1 was being saved, and that is whole now" in told[0]
+    assert names(tmp_path) == [".lock", "latest", "step_000001"]
+    assert damaged_files(tmp_path / "step_000001") == []
+    assert torch.equal(load_file(tmp_path / "step_000001/model.safetensors")["weight"], wanted)
+
+
+def test_a_run_told_twice_to_stop_gives_the_save_up(tmp_path, gate, monkeypatch):
+    run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
+    stop = StopSignal()
+    begin(run, 1, model)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    stop.close()
+    assert hurried.is_set()
+    gate.set()
+    run.close()
+    hurried.clear()
     assert names(tmp_path) == [".lock"]
+
+
+def test_a_save_that_fails_while_the_run_leaves_is_given_up_and_says_so(tmp_path, told, copied):
+    run, model = RunFolder(tmp_path, WORLD), nn.Linear(3, 3)
+    copied.append(MemoryError("no room"))
+    begin(run, 1, model)
+    run.close()
+    assert "step 1 was being saved, and that is given up: a save broke off" in told[0]
+    assert names(tmp_path) == [".lock"]
+
+
+FAILING = """
+import sys, time
+from pathlib import Path
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torchtune.checkpoint import RunFolder, output_file, save_model
+from torchtune.distributed import World, hurried, join_world
+
+def slow(self, *given, write=output_file.OutputFile.write, **more):
+    time.sleep(0.5)
+    return write(self, *given, **more)
+
+output_file.OutputFile.write = slow
+run, model = RunFolder(sys.argv[1], World()), nn.Linear(3, 3)
+with run.writing(1, background=True) as folder:
+    save_model(model, folder, world=World(), config={}, dtype=model.weight.dtype)
+raise MemoryError("in a later step")
+"""
+
+
+def test_an_error_in_a_later_step_leaves_the_save_before_it_whole(tmp_path):
+    command = [sys.executable, "-c", FAILING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "in a later step" in done.stderr
+    assert "step 1 was being saved, and that is whole now" in done.stderr
+    assert damaged_files(tmp_path / "step_000001") == []
+
+
+def leave_one_after_another(folder):
+    world = join_world("cpu")
+    torch.manual_seed(0)
+    run, model = RunFolder(folder, world), fully_shard(nn.Linear(9, 8))
+    with run.writing(1, background=True) as place:
+        save_model(model, place, world=world, config={}, dtype=torch.float32)
+        on_main(world, lambda: (place / "tokenizer.json").write_text("written at once"))
+    whole = []
+    for rank in range(world.size):
+        if rank == world.rank:
+            run.close()
+        world.barrier()
+        whole.append(latest_step(folder) is not None)
+    return whole
+
+
+def test_of_ranks_that_leave_one_after_another_the_last_publishes_the_save(tmp_path):
+    found = run_distributed(leave_one_after_another, 3, tmp_path)
+    assert found == [[False, False, True]] * 3
+    assert damaged_files(tmp_path / "step_000001") == []
+    torch.manual_seed(0)
+    saved = load_file(tmp_path / "step_000001/model.safetensors")
+    assert torch.equal(saved["weight"], nn.Linear(9, 8).weight)

@@ -1,15 +1,18 @@
 """How a finished save gets its name, and what goes when it has one."""
 
+import json
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from torchtune.checkpoint.disk import Digest, disk_error, flush, write_flushed
+from torchtune.checkpoint.disk import Digest, disk_error, file_digest, flush, write_flushed
 from torchtune.checkpoint.manifest import (
     LATEST,
     latest_step,
@@ -20,11 +23,15 @@ from torchtune.checkpoint.manifest import (
 )
 from torchtune.checkpoint.saving import Saving
 from torchtune.checkpoint.staged_work import StagedWork, Task
+from torchtune.distributed import leave_word
 
 if TYPE_CHECKING:
     from torchtune.distributed import World
 
 __all__ = ["SaveUnderWay", "point_latest", "prune_steps"]
+
+
+_Stage = Enum("_Stage", ["COPYING", "WRITING", "ENDING"])
 
 
 class SaveUnderWay:
@@ -57,21 +64,48 @@ class SaveUnderWay:
     ) -> None:
         self.folder, self.step, self.launchers, self._push = folder, step, launchers, push
         self.afterwards: Callable[[], None] | None = None
+        self._world, self._saving, self._stage = world, saving, _Stage.COPYING
+        self._name = world.broadcast(uuid4().hex)
         written = [path for path in folder.rglob("*") if path.is_file()] if world.is_main else []
-        self.work = StagedWork(world, self._stages(world, saving, written))
+        self.work = StagedWork(world, self._stages(written))
 
-    def _stages(
-        self, world: "World", saving: Saving, written: Collection[Path]
-    ) -> Generator[list[Task], None, None]:
-        if copying := saving.copying():
+    def finish_apart(self) -> bool:
+        """Bring the save to its end without the other ranks' help; say whether it is whole by this.
+
+        For a rank that leaves while the save is under way, as the others may be gone or hang. Each
+        rank that comes here writes its share, and the last one of all publishes. Starts no thread.
+
+        Raises:
+            TuneError: The save failed on this rank, or could not be published.
+        """
+        self.work.finish_stage()
+        if self._stage == _Stage.ENDING:
+            return self._world.is_main  # whose thread has published it
+        while self._stage == _Stage.COPYING:
+            self.work.next_stage()
+        own = {str(path): digest for path, digest in self._saving.own_digests().items()}
+        words = leave_word(self._name, json.dumps(own), self._world)
+        if words is None:
+            return False
+        found = {path: Digest(*it) for word in words for path, it in json.loads(word).items()}
+        digests = {Path(path): digest for path, digest in found.items()}
+        for path in self._saving.shared():
+            digests[path] = digests.get(path) or file_digest(path)
+        self._end(digests, Event())
+        return True
+
+    def _stages(self, written: Collection[Path]) -> Generator[list[Task], None, None]:
+        if copying := self._saving.copying():
             hook = register_optimizer_step_pre_hook(lambda *_: self.work.join())
             try:
                 yield copying
             finally:
                 hook.remove()
-        yield from saving.stages(written)
-        digests = saving.digests()
-        yield [partial(self._end, digests)] if world.is_main else []
+        self._stage = _Stage.WRITING
+        yield from self._saving.stages(written)
+        digests = self._saving.digests()
+        self._stage = _Stage.ENDING
+        yield [partial(self._end, digests)] if self._world.is_main else []
 
     def _end(self, digests: Mapping[Path, Digest], stop: Event) -> None:
         try:

@@ -1,5 +1,6 @@
 """The output folder of a run: one owner, atomic saves, and where to go on from."""
 
+import atexit
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -23,7 +24,7 @@ from torchtune.checkpoint.run_start import (
 )
 from torchtune.checkpoint.saving import Copies, Saving, collect_files
 from torchtune.data import is_remote
-from torchtune.distributed import launch_names
+from torchtune.distributed import hurried, launch_names
 from torchtune.errors import ConfigError, TuneError
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class RunFolder:
             with collect_files(saving):
                 yield folder
             self._save = SaveUnderWay(self.world, folder, step, saving, self._launchers, self._push)
+            atexit.unregister(self._finish)
+            atexit.register(self._finish)
         except BaseException as error:
             self._abandon(folder)
             if isinstance(error, OSError):
@@ -163,17 +166,18 @@ class RunFolder:
             on_main(self.world, prune, self.path)
 
     def close(self) -> None:
-        """Give the folder free for another run. Needs no other rank, so `wait` before.
+        """Give the folder free for another run. Needs no other rank.
+
+        A save that is still being written is brought to its end first: each rank that comes here
+        writes its share, and the last one publishes. So it is, too, where Python ends without this,
+        as after an error in a later step; only one that is killed leaves nothing of it.
 
         Raises:
             TuneError: E-REMOTE-WRITE: what the run made could not be brought to its URL. It is whole
                 in the folder of this machine that the error names.
         """
-        if self._save is not None:
-            warn(
-                f"step {self._save.step} was being saved, and that is given up: nothing waited for it"
-            )
-            self._abandon(self._save.folder)
+        atexit.unregister(self._finish)
+        self._finish()
         if self._lock is not None:
             pushed = self._push()
             self._lock.release()
@@ -182,6 +186,23 @@ class RunFolder:
                 what = f"the run could not be brought to {self.place}; it is whole in {self.path}"
                 do = "mend the access and run again with resume_from_checkpoint=auto"
                 raise TuneError("E-REMOTE-WRITE", what, where="output_dir", do=do)
+
+    def _finish(self) -> None:
+        """Bring to its end what is being saved, where this rank leaves before it is whole."""
+        if (save := self._save) is None:
+            return
+        if hurried.is_set():
+            self._abandon(save.folder)
+            return
+        try:
+            whole = save.finish_apart()
+        except (TuneError, KeyboardInterrupt) as error:
+            warn(f"step {save.step} was being saved, and that is given up: {_shortly(error)}")
+            self._abandon(save.folder)
+            return
+        self._save = None
+        if whole:
+            warn(f"the run left while step {save.step} was being saved, and that is whole now")
 
     def _push(self) -> bool:
         """Bring what is new to the URL, if there is one; say whether it is there."""
@@ -198,7 +219,7 @@ class RunFolder:
             return True
         try:
             done = self._save.work.advance(wait=wait)
-        except BaseException:
+        except TuneError:  # of the save itself; after any other it may still be finished
             self._abandon(self._save.folder)
             raise
         if done:
@@ -254,6 +275,10 @@ class RehearsalFolder(RunFolder):
         self._run.close()
         if self.world.is_main and [path.name for path in self._run.path.iterdir()] == [LOCK]:
             shutil.rmtree(self._run.path)
+
+
+def _shortly(error: BaseException) -> str:
+    return error.what if isinstance(error, TuneError) else "stopped"
 
 
 def _make_empty(folder: Path) -> None:

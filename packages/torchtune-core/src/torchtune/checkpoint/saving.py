@@ -116,8 +116,16 @@ class Saving:
         writing: list[Task] = [partial(self._write, file) for file in files if file.nbytes()]
         yield writing + [partial(self._seal, path) for path in found]
         if self.hashed:
-            shared = [file.path for file in self._files if file.shared]
+            shared = self.shared()
             yield [partial(self._hash, path) for path in shared[self.world.rank :: self.world.size]]
+
+    def shared(self) -> list[Path]:
+        """Return the files that several ranks write, the same on each."""
+        return [file.path for file in self._files if file.shared]
+
+    def own_digests(self) -> dict[Path, Digest]:
+        """Return the digests of what this rank has hashed so far."""
+        return dict(self._digests)
 
     def digests(self) -> dict[Path, Digest]:
         """Return the digests of all ranks' files, after the stages. All ranks call this."""

@@ -74,6 +74,25 @@ class StagedWork:
         for thread in self._threads:
             thread.join()
 
+    def finish_stage(self) -> None:
+        """Wait for this rank's tasks of the present stage. Needs no other rank.
+
+        Raises:
+            TuneError: One of them failed.
+        """
+        self.join()
+        if self._errors:
+            raise _told(self._errors[0])
+
+    def next_stage(self) -> None:
+        """Do this rank's tasks of the next stage here and now. Needs no other rank.
+
+        For a stage that need not wait for the others. It starts no thread, so that it can be called
+        while Python ends.
+        """
+        for task in next(self._stages, []):
+            task(self._stop)
+
     def stop(self) -> None:
         """End this rank's threads, whatever they have done so far. Needs no other rank."""
         self._stop.set()
@@ -115,11 +134,13 @@ class StagedWork:
         """Raise the error of the first rank that has one, on all."""
         self.stop()
         mine = next(iter(self._errors), None)
-        told = mine if isinstance(mine, TuneError) or mine is None else _unforeseen(mine)
+        told = None if mine is None else _told(mine)
         first = next(error for error in self._world.gather(told) if error is not None)
         raise first from (mine if mine is not told else None)
 
 
-def _unforeseen(error: BaseException) -> TuneError:
+def _told(error: BaseException) -> TuneError:
+    if isinstance(error, TuneError):
+        return error
     what = f"a save broke off: {type(error).__name__}: {error}"
     return TuneError("E-SAVE", what, do="what was saved whole before is intact")

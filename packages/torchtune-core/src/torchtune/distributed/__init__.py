@@ -13,6 +13,7 @@ from torchtune.distributed.fake_world import fake_world
 from torchtune.distributed.gradients import GradientNorm, clip_grad_norm
 from torchtune.distributed.launch import launch
 from torchtune.distributed.launcher_watch import launch_names
+from torchtune.distributed.parting import hurried, leave_word
 from torchtune.distributed.precision import compute_in, master_weights
 from torchtune.distributed.shard import one_sum_a_step, shard
 from torchtune.distributed.tensor_parallel import tensor_parallel
@@ -46,12 +47,14 @@ __all__ = [
     "fake_world",
     "fill",
     "gather_full",
+    "hurried",
     "in_turns",
     "is_distributed",
     "is_first_copy",
     "join_world",
     "launch",
     "launch_names",
+    "leave_word",
     "local_part",
     "master_weights",
     "one_sum_a_step",

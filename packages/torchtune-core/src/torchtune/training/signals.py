@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from torchtune.distributed import hurried
 from torchtune.errors import Interrupted
 
 __all__ = ["StopSignal", "interrupted"]
@@ -34,8 +35,10 @@ class StopSignal:
         if not self.requested:
             self.requested, self._first = True, time.monotonic()
         elif number == signal.SIGINT:
+            hurried.set()
             raise KeyboardInterrupt
         elif time.monotonic() - self._first > ONE_STOP_SECONDS and not _is_launched():
+            hurried.set()
             raise SystemExit(128 + number)
 
     def close(self) -> None:
