@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ def fail(world, kind):
     if world.rank == 1 and kind == "hanging":
         world.note_step(3)
         wait_for_ever()  # here
+    if kind == "waiting":
+        world.note_step(5)
+        world.any(True) if world.rank == 0 else world.broadcast(True)  # one of the two is wrong
     if kind == "leaving":
         if world.rank == 0:
             hash_for(5)
@@ -48,10 +52,11 @@ def tell_names(world, folder):
     (folder / f"{world.rank}.names.{attempt}").write_text(" ".join(launch_names(world)))
 
 attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+WATCHED = ("hanging", "waiting", "none", "leaving")
 
 def run(kind, folder):
     stop = StopSignal()
-    world = join_world("cpu", timeout_minutes=0.05 if kind in ("hanging", "none", "leaving") else None)
+    world = join_world("cpu", timeout_minutes=0.05 if kind in WATCHED else None)
     tell_names(world, folder)
     (folder / f"{world.rank}.pid").write_text(str(os.getpid()))
     if kind == "wait":
@@ -86,7 +91,7 @@ for kind, words in json.loads(sys.argv[1]).items():
 print(json.dumps({k: os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for k, c in running.items()}))
 """
 KINDS = {
-    **dict.fromkeys(("none", "bug", "killed", "hanging"), ()),
+    **dict.fromkeys(("none", "bug", "killed", "hanging", "waiting"), ()),
     **dict.fromkeys(("data", "once killed"), ("--max-restarts", "2")),
 }
 
@@ -181,6 +186,14 @@ def test_a_rank_that_hangs_is_named_with_its_step_and_its_line(launched):
     assert first.endswith("has not moved for 3 seconds, in step 3")
     place = f"  at {folder}/script.py:{sleeping} in wait_for_ever (from script.py:{called}, "
     assert second.startswith(place)
+
+
+def test_ranks_that_wait_for_one_another_are_all_named_with_where_they_stand(launched):
+    code, error, _ = launched["waiting"]
+    assert code == 1
+    assert error.startswith("error[E-HANG]: all 2 ranks wait for one another, for 3 seconds\n")
+    for rank, call in enumerate(("all_reduce", "broadcast")):
+        assert re.search(rf"rank {rank}: \S+ in {call} \([^)]*\), in step 5", error)
 
 
 LAST_LINES = """

@@ -3,7 +3,8 @@
 Each process of several has a thread that looks at it now and then. Nothing is asked of the code that
 trains: a process lives as long as its main thread's stack changes from one look to the next, or it
 computes, or reads or writes. So a long save, a compilation, an evaluation or the preparation of data
-is no alarm, in whatever program, while the others may wait for a day.
+is no alarm, in whatever program, while the others may wait for a day. But when all of them wait, it is
+one.
 """
 
 import atexit
@@ -15,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import torch
 
+from torchtune.distributed.parting import store_line
 from torchtune.errors import TuneError, tell_launcher
 
 __all__ = ["PATIENCE", "note_step", "stop_watching", "watch_for_hangs"]
@@ -57,7 +60,8 @@ def watch_for_hangs(rank: int, size: int, seconds: float) -> None:
 
     A process that has not moved for `seconds`, and is not waiting for the others in a collective,
     ends with E-HANG and exit code 1. One that cannot say so itself, as it is frozen or its
-    machine is gone, is named by the rank before it.
+    machine is gone, is named by the rank before it. Where all of them wait in collectives, for one
+    another, rank 0 says where each stands.
 
     Args:
         rank: This process's number.
@@ -93,12 +97,14 @@ class _Sign:
     step: int | None
     host: str
     place: str
+    waiting: int = 0  # looks for which it has stood still in a collective
 
 
 class _Watch(threading.Thread):
     def __init__(self, rank: int, size: int, seconds: float) -> None:
         super().__init__(name="hang_watch", daemon=True)
-        self.rank, self.neighbour, self.seconds = rank, (rank + 1) % size, seconds
+        self.rank, self.size, self.seconds = rank, size, seconds
+        self.neighbour = (rank + 1) % size
         self.period = min(LONGEST_PERIOD, seconds / 10)
         # Counted in looks, not by the clock: all processes may be stopped together, and go on.
         self.allowed = math.ceil(seconds / self.period)
@@ -123,39 +129,43 @@ class _Watch(threading.Thread):
             before, frame = now, _main_frame()
             if frame is None:
                 continue
-            if self.still >= self.allowed and not _waits_for_others(frame):
+            waits = _waits_for_others(frame)
+            if self.still >= self.allowed and not waits:
                 self._end(self._about_itself(frame))
             if self.store is not None:
-                self._listen(frame)
+                place, waiting = _place(frame), self.still if waits else 0
+                self._listen(_Sign(self.looks, _step, socket.gethostname(), place, waiting))
 
     def _connect(self) -> Any:
         """Open a line of its own to the store, so that no collective holds it up."""
-        if self.neighbour == self.rank or "MASTER_ADDR" not in os.environ:
+        if self.neighbour == self.rank:
             return None
-        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+        return store_line("torchtune/signs", timedelta(seconds=max(self.period, 5.0)))
 
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        patience = timedelta(seconds=max(self.period, 5.0))
-        try:
-            line = TCPStore(address, port, None, False, patience, wait_for_workers=False)
-        except RuntimeError:  # the processes met in another way
-            return None
-        return PrefixStore("torchtune/signs", line)
-
-    def _listen(self, frame: FrameType) -> None:
+    def _listen(self, mine: _Sign) -> None:
         """Give the rank before a sign, and take one of the next rank."""
-        mine = _Sign(self.looks, _step, socket.gethostname(), _place(frame))
         sign = self.heard  # what a rank said last, if it does not speak
         try:
             self.store.set(str(self.rank), json.dumps(asdict(mine)))
             if self.store.check([str(self.neighbour)]):
                 sign = _Sign(**json.loads(self.store.get(str(self.neighbour))))
+            if self.rank == 0 and mine.waiting >= self.allowed:
+                self._look_at_all()
         except RuntimeError:  # whoever holds the store is gone, and this run with it
             return
         self.silent = self.silent + 1 if sign == self.heard and sign.looks >= 0 else 0
         self.heard = sign
         if self.silent >= self.allowed:
             self._end(self._about_neighbour(sign))
+
+    def _look_at_all(self) -> None:
+        """End where every rank waits for the others, so that none will ever come."""
+        ranks = [str(rank) for rank in range(self.size)]
+        if not self.store.check(ranks):
+            return
+        signs = [_Sign(**json.loads(sign)) for sign in self.store.multi_get(ranks)]
+        if all(sign.waiting >= self.allowed or sign.looks < 0 for sign in signs):
+            self._end(self._about_all(signs))
 
     def _about_itself(self, frame: FrameType) -> TuneError:
         host, time_passed = socket.gethostname(), _duration(self.seconds)
@@ -175,6 +185,16 @@ class _Watch(threading.Thread):
             where=f"{sign.place}, when it was last seen" if sign.place else "",
             do="the process is frozen or its machine is gone; timeout_minutes says how long to wait",
         )
+
+    def _about_all(self, signs: Sequence[_Sign]) -> TuneError:
+        places: dict[str, list[int]] = {}
+        for rank, sign in enumerate(signs):
+            place = f"{sign.place}, {_when(sign.step)}" if sign.looks >= 0 else "its end"
+            places.setdefault(place, []).append(rank)
+        what = f"all {self.size} ranks wait for one another, for {_duration(self.seconds)}"
+        where = "; ".join(f"{_ranks(ranks)}: {place}" for place, ranks in places.items())
+        do = "they must call the same collectives in the same order; an `if` on the rank may be why"
+        return TuneError("E-HANG", what, where=where, do=do)
 
     def _end(self, error: TuneError) -> None:
         if self.stopped.is_set():
@@ -241,6 +261,11 @@ def _place(frame: FrameType) -> str:
     code = frame.f_code
     led = f" (from {', '.join(calls)})" if calls else ""
     return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}{led}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:4])) + (f" and {len(ranks) - 4} more" if ranks[4:] else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 
 def _when(step: int | None) -> str:
