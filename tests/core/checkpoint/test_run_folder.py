@@ -169,6 +169,14 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(tmp_path, damage, cap
         RunFolder(tmp_path, WORLD, resume=tmp_path / "step_000020")
 
 
+@pytest.mark.parametrize("gone", ["inner/file.txt", "manifest.json"])
+def test_auto_does_not_start_afresh_over_checkpoints_of_which_a_file_is_gone(tmp_path, gone):
+    saved(tmp_path, 10)
+    (tmp_path / "step_000010" / gone).unlink()
+    with pytest.raises(MissingError, match="no checkpoint is as it was saved"):
+        reopened(tmp_path)
+
+
 def test_auto_does_not_start_afresh_over_damaged_checkpoints(tmp_path):
     saved(tmp_path, 10)
     (tmp_path / "step_000010/inner/file.txt").write_text("weightz 10")

@@ -125,8 +125,8 @@ def choose_step(
 
 def _last_whole(folder: Path) -> Path | None:
     """Return the newest step folder that is as it was saved; say which are passed over."""
-    whole = whole_steps(folder)
-    for path in sorted(folder.glob("step_*")):
+    whole, found = whole_steps(folder), sorted(folder.glob("step_*"))
+    for path in found:
         if path not in whole:
             warn(f"{path.name} is not whole ({_list(damage(path))}), so it is not resumed from")
     for path in whole:
@@ -134,12 +134,12 @@ def _last_whole(folder: Path) -> Path | None:
         if not damaged:
             return path
         warn(f"{path.name} is damaged ({_list(damaged)}), so it is not resumed from")
-    if whole:
+    if found:  # a step folder has its name once it is whole
         raise MissingError(
             "E-CHECKPOINT-DAMAGED",
             "no checkpoint is as it was saved",
             where=str(folder),
-            do="choose another output_dir to start afresh",
+            do="put back what is missing, or choose another output_dir to start afresh",
         )
     return None
 
