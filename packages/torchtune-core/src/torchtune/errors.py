@@ -16,6 +16,7 @@ __all__ = [
     "MissingError",
     "TuneError",
     "report_errors",
+    "reported_exit_code",
     "tell_launcher",
 ]
 
@@ -113,12 +114,26 @@ def report_errors() -> Iterator[None]:
         if os.environ.get("TUNE_TRACEBACK") == "1":
             traceback.print_exc()
         _tell(error)
-        raise SystemExit(error.exit_code) from None
+        raise _exit(error.exit_code) from None
     except KeyboardInterrupt:
         if os.environ.get("TUNE_TRACEBACK") == "1":
             traceback.print_exc()
         print("interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED) from None
+        raise _exit(INTERRUPTED) from None
+
+
+_reported: int | None = None
+
+
+def _exit(code: int) -> SystemExit:
+    global _reported
+    _reported = code
+    return SystemExit(code)
+
+
+def reported_exit_code() -> int | None:
+    """Return the exit code that `report_errors` raised last; None where it had nothing to report."""
+    return _reported
 
 
 def _tell(error: TuneError) -> None:

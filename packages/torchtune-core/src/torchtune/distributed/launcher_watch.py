@@ -10,7 +10,7 @@ from opcode import opname
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from torchtune.errors import tell_launcher
+from torchtune.errors import reported_exit_code, tell_launcher
 
 if TYPE_CHECKING:
     from torchtune.distributed.world import World
@@ -99,7 +99,7 @@ _last_words: _LastWords | None = None
 
 
 def leave_at_once_when_done() -> None:
-    """Let this process end without a tidy exit, once `work_is_done` was called.
+    """Let this process end without a tidy exit, once `work_is_done` was called or an error reported.
 
     gloo's threads can abort a tidy exit ("terminate called without an active exception"), which
     the launcher takes for a failure: one run of two processes in twelve. Call it early, so that it
@@ -127,7 +127,8 @@ def _outermost_frame() -> FrameType:
 
 
 def _leave() -> None:
-    if _last_words is not None:
+    code = reported_exit_code() if _last_words is None else _last_words.exit_code
+    if code is not None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(_last_words.exit_code)
+        os._exit(code)
