@@ -26,6 +26,8 @@ class Params:
     activation_checkpointing_mode: Literal["full", "selective"] = "full"
     enable_activation_offloading: bool = False
     optimizer_in_bwd: bool = False
+    peft: Component | None = None
+    fp8: Literal["tensorwise", "rowwise"] | None = None
 
     def __post_init__(self) -> None:
         with checks(self) as check:
@@ -74,6 +76,8 @@ def test_an_editor_knows_the_bound_too():
         (["optimizer_in_bwd=true", "clip_grad_norm=1"], "optimizer_in_bwd", "clip_grad_norm=null"),
         (["optimizer_in_bwd=true", "dtype=fp16", "master_weights=true"], "optimizer_in_bwd",
          "dtype=bf16"),
+        (["fp8=rowwise", "peft=lora"], "fp8", "peft=null or fp8=null"),
+        (["fp8=tensorwise", "dtype=fp16", "master_weights=true"], "fp8", "dtype=bf16"),
         (["checkpoint=null"], "model", "checkpoint=DIR"),
     ],
 )  # fmt: skip
@@ -85,4 +89,5 @@ def test_techniques_that_cannot_go_together_are_named_with_the_way_out(words, ke
 def test_techniques_that_can_go_together_pass():
     together = ("enable_activation_checkpointing", "enable_activation_offloading", "master_weights")
     assert not faults("dtype=fp16", *(f"{key}=true" for key in together))
-    assert not faults("optimizer_in_bwd=true", "compile=true", "dtype=fp32")
+    assert not faults("optimizer_in_bwd=true", "compile=true", "dtype=fp32", "fp8=rowwise")
+    assert not faults("fp8=tensorwise", "master_weights=true", "peft=null")

@@ -81,7 +81,7 @@ class Checks:
         A key that the params do not have counts as not given. The keys are ``dtype``,
         ``master_weights``, ``compile``, ``enable_activation_checkpointing``,
         ``activation_checkpointing_mode``, ``enable_activation_offloading``, ``optimizer_in_bwd``,
-        ``clip_grad_norm`` and ``gradient_accumulation_steps``.
+        ``clip_grad_norm``, ``gradient_accumulation_steps``, ``fp8`` and ``peft``.
         """
         check_techniques(self)
 

@@ -14,6 +14,8 @@ def check_techniques(check: "Checks") -> None:
     """Note what cannot work: see `Checks.techniques`."""
     _check_precision(check)
     _check_activations(check)
+    if check.value("fp8"):
+        _check_fp8(check)
     if check.value("optimizer_in_bwd"):
         _check_optimizer_in_bwd(check)
 
@@ -36,6 +38,13 @@ def _check_activations(check: "Checks") -> None:
     check.that(not (selective and check.value("compile")), mode, what, "compile=false")
     what = f"'{offload}' moves what checkpointing keeps, and nothing is checkpointed"
     check.that(recompute or not check.value(offload), offload, what, RECOMPUTE)
+
+
+def _check_fp8(check: "Checks") -> None:
+    what = "'fp8' is for layers that are trained themselves, and an adapter's stay frozen"
+    check.that(check.value("peft") is None, "fp8", what, "peft=null or fp8=null")
+    what = "'fp8' goes with bf16 and fp32: what multiplies in fp8 has bf16, too"
+    check.that(check.value("dtype") != "fp16", "fp8", what, "dtype=bf16")
 
 
 def _check_optimizer_in_bwd(check: "Checks") -> None:

@@ -5,6 +5,7 @@ from torchtune.training.environment import data_digests, file_digest, record_run
 from torchtune.training.estimate import MemoryEstimate, estimate_memory
 from torchtune.training.evaluators import Evaluator
 from torchtune.training.flops import ModelFlops, flops_utilization, model_flops, peak_flops
+from torchtune.training.fp8 import fp8_note, train_in_fp8
 from torchtune.training.initialise import init_weights
 from torchtune.training.loggers import (
     GuardedLogger,
@@ -82,6 +83,7 @@ __all__ = [
     "explain_out_of_memory",
     "file_digest",
     "flops_utilization",
+    "fp8_note",
     "grouped_optimizer",
     "init_weights",
     "interrupted",
@@ -101,6 +103,7 @@ __all__ = [
     "run_conditions",
     "set_seed",
     "torch_profiler",
+    "train_in_fp8",
     "train_only",
     "train_step",
     "warmup_note",
