@@ -60,29 +60,34 @@ def _flag(flag: str, queue: list[str], keys: Mapping[str, Key], found: Arguments
         queue[:0] = [text] if has_value else []
         return
     if name.split(".")[0] not in keys and name not in OWN:
-        if name.startswith("no_") and _is_bool(key_at(keys, name[3:])) and not has_value:
-            found.changes.append((name[3:], read_value("false")))
-        else:
-            found.faults.append(_stray(f"--{flag}", keys))
+        _no_key(name, flag, keys, found)
         return
-    if not has_value:
-        value = _next(queue, _is_bool(key_at(keys, name)))
-        if value is None:
-            what = f"the flag '--{flag}' needs a value"
-            found.faults.append(ConfigError("E-ARGUMENT", what, where=COMMAND_LINE))
-            return
-        text = value
-    if name == "config":
-        if found.config not in (None, text):
-            what = f"a second config: {text} after {found.config}; there can be one"
-            found.faults.append(ConfigError("E-ARGUMENT", what, where=COMMAND_LINE))
-        found.config = text
+    value = text if has_value else _next(queue, _is_bool(key_at(keys, name)))
+    if value is None:
+        found.faults.append(_fault(f"the flag '--{flag}' needs a value"))
+    elif name == "config":
+        if found.config not in (None, value):
+            what = f"a second config: {value} after {found.config}; there can be one"
+            found.faults.append(_fault(what))
+        found.config = value
     elif name == "trust":
-        found.trust.append(text)
+        found.trust.append(value)
     elif name in keys and keys[name].listed:
-        _add_item(name, read_value(text), found)
+        _add_item(name, read_value(value), found)
     else:
-        found.changes.append((name, read_value(text)))
+        found.changes.append((name, read_value(value)))
+
+
+def _no_key(name: str, flag: str, keys: Mapping[str, Key], found: Arguments) -> None:
+    """Take ``--no-shuffle`` as ``shuffle=false``, and anything else as a fault."""
+    if name.startswith("no_") and "=" not in flag and _is_bool(key_at(keys, name[3:])):
+        found.changes.append((name[3:], read_value("false")))
+    else:
+        found.faults.append(_stray(f"--{flag}", keys))
+
+
+def _fault(what: str) -> ConfigError:
+    return ConfigError("E-ARGUMENT", what, where=COMMAND_LINE)
 
 
 def _add_item(name: str, value: Node, found: Arguments) -> None:

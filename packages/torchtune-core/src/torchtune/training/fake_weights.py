@@ -20,11 +20,11 @@ _UNFILLED = {
 }  # fmt: skip
 """What makes memory without values: a model's, before its weights are read, and FSDP's buffers."""
 _INDICES = {torch.int64, torch.int32, torch.bool}
-_INDEXES = {
+_TAKES_MASKS = {
     _ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default,
-    _ATEN._index_put_impl_.default,
+    _ATEN._index_put_impl_.default, _ATEN.masked_select.default, _ATEN.nonzero.default,
 }  # fmt: skip
-"""What takes elements at places, and so may be given truth values; the second argument says where."""
+"""What may make a shape of truth values."""
 
 
 @contextmanager
@@ -70,13 +70,8 @@ class _FakeWeights(TorchDispatchMode):
             return NotImplemented
         if func is _ATEN._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0
-        if func is _ATEN.nonzero.default:
-            return _true_places(args[0])
-        if func is _ATEN.masked_select.default:
-            shape = torch.broadcast_shapes(*(tensor.shape for tensor in args))
-            return args[0].expand(shape)[_true_places(args[1].expand(shape)).unbind(1)]
-        if func in _INDEXES:
-            args = (args[0], _without_masks(args[1]), *args[2:])
+        if func in _TAKES_MASKS:
+            return _by_places(func, args, kwargs)
         # detect_fake_mode: DTensor asks for shapes in a fake mode of its own, which comes after this
         if func in _UNFILLED and FakeTensor not in types and detect_fake_mode() is None:
             return self._unfilled(func, args, kwargs)
@@ -92,6 +87,16 @@ class _FakeWeights(TorchDispatchMode):
             return func(*args, **kwargs)
         with self._fake:
             return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=device)
+
+
+def _by_places(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation with the places of true values instead of the values."""
+    if func is _ATEN.nonzero.default:
+        return _true_places(args[0])
+    if func is _ATEN.masked_select.default:
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in args))
+        return args[0].expand(shape)[_true_places(args[1].expand(shape)).unbind(1)]
+    return func(args[0], _without_masks(args[1]), *args[2:], **kwargs)
 
 
 def _without_masks(indices: Sequence[Tensor | None]) -> list[Tensor | None]:

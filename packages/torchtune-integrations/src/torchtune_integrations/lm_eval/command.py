@@ -60,19 +60,35 @@ def run(args: argparse.Namespace) -> int:
     if args.nproc_per_node not in (None, "1"):
         return _launch(args)
     from torchtune.checkpoint import find_checkpoint
-    from torchtune.config import Parallel
-    from torchtune.distributed import join_world
 
-    from torchtune_integrations.lm_eval.evaluator import split_names
-    from torchtune_integrations.lm_eval.results import compared, comparison, table, write
-    from torchtune_integrations.lm_eval.tasks import load_tasks
+    from torchtune_integrations.lm_eval.results import compared, comparison, table
 
-    whole = {} if args.shard else {"data_replicate": -1, "data_shard": 1}
-    parallel = Parallel(tensor=args.tensor, **whole)
-    world = join_world(args.device, parallel)
+    world = _join_world(args)
     found = find_checkpoint(args.checkpoint, base=args.base, check_base=False)  # the cheap first
     if args.compare:
         find_checkpoint(args.compare, check_base=False)
+    results, written = _evaluate_each(args, world)
+    if world.is_main:
+        print(comparison(compared(*results)) if args.compare else table(results[0]))
+        _say_next(args, written, str(found.base) if found.is_adapter else "BASE")
+    world.close()
+    return 0
+
+
+def _join_world(args: argparse.Namespace) -> "World":
+    from torchtune.config import Parallel
+    from torchtune.distributed import join_world
+
+    whole = {} if args.shard else {"data_replicate": -1, "data_shard": 1}
+    return join_world(args.device, Parallel(tensor=args.tensor, **whole))
+
+
+def _evaluate_each(args: argparse.Namespace, world: "World") -> tuple[list[Any], list[Path]]:
+    """Return the results of the checkpoint and of what it is compared with, and their files."""
+    from torchtune_integrations.lm_eval.evaluator import split_names
+    from torchtune_integrations.lm_eval.results import write
+    from torchtune_integrations.lm_eval.tasks import load_tasks
+
     tasks = load_tasks(
         split_names(args.tasks),
         include_path=args.include_path,
@@ -85,11 +101,7 @@ def run(args: argparse.Namespace) -> int:
             results.append(_evaluate(args, tasks, checkpoint, base, world))
             if world.is_main:
                 written.append(write(results[-1], args.output_dir, samples=args.log_samples))
-    if world.is_main:
-        print(comparison(compared(*results)) if args.compare else table(results[0]))
-        _say_next(args, written, str(found.base) if found.is_adapter else "BASE")
-    world.close()
-    return 0
+    return results, written
 
 
 def _launch(args: argparse.Namespace) -> int:
