@@ -93,7 +93,8 @@ def test_what_does_not_fit_exits_1_and_the_words_that_it_names_make_it_fit(tune,
 
 @pytest.mark.slow
 def test_a_known_model_needs_no_download(tune):
-    done = tune("estimate", "sft", "--config", "smollm2/135m_lora", "--json")
+    done = tune("estimate", "sft", "--config", "smollm2/135m_lora", "--json", "--gpu-memory", "80")
+    assert "next: tune run sft --config smollm2/135m_lora\n" in done.stderr
     assert json.loads(done.stdout)["most"]["weights"] == pytest.approx(2 * 135e6, rel=0.1)
     assert "is taken to be smollm2_135m" in done.stderr
 

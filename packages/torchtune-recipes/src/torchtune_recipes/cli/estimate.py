@@ -64,11 +64,10 @@ def run(args: argparse.Namespace) -> int:
     _options(own)  # they may stand behind the recipe, among its keys
     _, words = own.parse_known_args(args.arguments, args)
     path = catalog.resolve_recipe(args.recipe)
-    words = with_config_path(words)
     from torchtune_recipes.estimation import bytes_of, read_run, with_row
 
     limit = bytes_of(args.gpu_memory) if args.gpu_memory else None
-    found, notes = read_run(path, words, args.gpus)
+    found, notes = read_run(path, with_config_path(words), args.gpus)
     for note in notes:
         _say(f"note: {note}")
     report = _report(with_row(found, args.row_tokens, _say), limit)
