@@ -314,10 +314,28 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path):
     assert not list((tmp_path / "run").glob("*.saved"))
 
 
-def test_a_wrong_option_value_is_our_error(tmp_path):
-    words = ["--nproc-per-node", "many", "script.py"]
-    code = "from torchtune.errors import report_errors\nwith report_errors():\n  " + LAUNCH
-    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "error[E-LAUNCH]" in result.stderr
-    assert "many" in result.stderr
+CALL_ALL = """
+import json, sys
+from torchtune.distributed import launch
+from torchtune.errors import TuneError
+for words in json.loads(sys.argv[1]):
+    try:
+        launch(words)
+    except TuneError as error:
+        print(error.exit_code, error.code, error.what, error.do, sep="|")
+"""
+
+
+def test_options_that_start_nothing_are_our_errors():
+    alone = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    words = [
+        ["--nproc-per-node", "many", "script.py"],
+        ["--nproc-per-node", "0", "script.py"],
+        [*alone, "--rdzv-conf", "join_timeout=1", "script.py"],
+    ]
+    command = [sys.executable, "-c", CALL_ALL, json.dumps(words)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    many, none, late = result.stdout.splitlines()
+    assert many.startswith("2|E-LAUNCH|") and "many" in many
+    assert none.startswith("2|E-LAUNCH|--nproc-per-node is 0; at least one process is needed")
+    assert late.startswith("1|E-LAUNCH|the processes did not meet: not all nodes came in time|look")

@@ -63,6 +63,9 @@ def _configure(words: Sequence[str], folder: str) -> tuple[Any, Any, list[str]]:
         config, command, arguments = config_from_args(args)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError("E-LAUNCH", str(error), do="see torchrun's options") from error
+    if config.nproc_per_node < 1:
+        what = f"--nproc-per-node is {config.nproc_per_node}; at least one process is needed"
+        raise ConfigError("E-LAUNCH", what)
     if not threads_are_given:
         os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // config.nproc_per_node))
     return config, command, arguments
@@ -121,8 +124,18 @@ def _run(config: Any, command: Any, arguments: list[str]) -> int:
             if agents and agents[0].failure:  # it was to start again, and the others have left
                 return _tell(agents[0].failure)
             do = "look at --nnodes, --rdzv-endpoint and --master-addr"
-            raise TuneError("E-LAUNCH", f"the processes did not meet: {error}", do=do) from error
+            what = f"the processes did not meet: {str(error) or _reason(error)}"
+            raise TuneError("E-LAUNCH", what, do=do) from error
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """Say what torchrun's error means, where it has no text."""
+    meanings = {
+        "RendezvousTimeoutError": "not all nodes came in time",
+        "RendezvousClosedError": "the others have ended the run",
+    }
+    return meanings.get(type(error).__name__, type(error).__name__)
 
 
 @contextmanager
