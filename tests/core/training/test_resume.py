@@ -25,6 +25,7 @@ class Params:
     seed: int = 0
     optimizer: Component = field(default_factory=lambda: {"_component_": "adamw", "lr": 0.1})
     lr_scheduler: Component | None = None
+    peft: Component | None = None
     max_steps: int | None = None
     compile: bool = False
     allow_change: list[str] = field(default_factory=list)
@@ -79,6 +80,15 @@ def test_an_edited_config_of_the_base_is_another_run_but_not_a_label_in_it():
     assert "checkpoint (was a config.json of sha256" in said
     assert check("allow_change=[checkpoint]", model=MODEL | {"rope_theta": 5e5}).notes
     assert check(model=MODEL | {"transformers_version": "5.0", "eos_token_id": 7}) == ([], False)
+
+
+def test_whole_weights_are_not_gone_on_with_as_an_adapter_nor_the_other_way_round():
+    given = ("peft=lora", "allow_change=[peft]")
+    assert "peft (was null, is lora)" in refused(*given)
+    adapter = conditions(Params(peft={"_component_": "lora", "rank": 4}))
+    assert "begin a new run" in refused("allow_change=[peft]", saved=adapter)
+    wanted = ("peft=lora", "peft.rank=4", "peft.dropout=0.1", "allow_change=[peft.dropout]")
+    assert check(*wanted, saved=adapter).notes
 
 
 def test_another_component_is_one_change():

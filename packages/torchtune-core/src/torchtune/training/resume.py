@@ -142,8 +142,9 @@ def check_same_run(
         params: The recipe's Params.
 
     Raises:
-        ConfigError: E-RESUME-CHANGED names every key with what it was and is; E-CONFIG-KEY an
-            allowed name that is no key.
+        ConfigError: E-RESUME-CHANGED names every key with what it was and is; `peft` also where it
+            is allowed, as an adapter or whole weights were saved. E-CONFIG-KEY: an allowed name is no
+            key.
     """
     allowed = split_names(getattr(params, "allow_change", None))
     if not saved:
@@ -152,7 +153,7 @@ def check_same_run(
     was, is_now = _with_defaults(saved["keys"], now["keys"], params), now["keys"]
     _check_names(allowed, {key for key, _ in _leaves(resolved(params))} | was.keys())
     changes = _changes(was, is_now, saved["facts"], now["facts"])
-    refused = [change for change in changes if not _covers(allowed, change.key)]
+    refused = [c for c in changes if c.key == "peft" or not _covers(allowed, c.key)]
     if refused:
         raise _refusal(refused)
     notes = [f"{change}, as allow_change says" for change in changes]
@@ -249,11 +250,15 @@ def _rounding(
 
 def _refusal(changes: Collection[Change]) -> ConfigError:
     keys = ",".join(change.key for change in changes)
+    do = f"undo that, or go on with the new values: --allow-change {keys}"
+    if any(change.key == "peft" for change in changes):
+        do = "other weights were saved than it would train: undo that, or begin a new run with "
+        do += "--checkpoint a step folder (of an adapter what `tune merge` makes of it)"
     return ConfigError(
         "E-RESUME-CHANGED",
         f"this would be another run than the checkpoint's: {', '.join(map(str, changes))}",
         where="resume_from_checkpoint",
-        do=f"undo that, or go on with the new values: --allow-change {keys}",
+        do=do,
     )
 
 
