@@ -191,6 +191,22 @@ def test_the_estimate_for_four_processes_is_what_they_measure():
     check_processes(4, [replace(kind, parallel=each) for kind in kinds for each in several])
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_gradients_that_wait_for_other_replicas_are_planned_in_float32(replicas):
+    params = replace(FP32, dtype="bf16", parallel=Parallel(data_replicate=replicas))
+    params, plans = replace(params, gradient_accumulation_steps=3), []
+    counted = estimated(params, processes=4).peak_bytes
+    for each in (params, replace(params, gradient_accumulation_steps=1)):
+        with fake_world(4, each.parallel) as world:
+            recipe = Recipe(each)
+            recipe.world = world
+            model = recipe._setup_model()
+            plans.append(training.plan_memory(model, each, row_tokens=ROW, world=world))
+    assert plans[0].total == pytest.approx(counted, rel=0.02)
+    size = 4 if replicas > 1 else 2
+    assert plans[0].total - plans[1].total == plans[0].trained * size / (4 / replicas)
+
+
 def test_states_are_counted_to_the_byte_and_cut_over_processes_that_are_not_there():
     count = sum(p.numel() for p in llama(**SIZE).parameters())
     most = estimated(FP32, processes=4).most
@@ -263,6 +279,12 @@ def test_running_out_of_memory_says_what_took_it_and_what_each_change_frees(text
     assert "enable_activation_checkpointing" in named and "batch_size" in named
     freed = [size for _, size in plan.changes]
     assert freed == sorted(freed, reverse=True) and min(freed) > 0
+
+
+@pytest.mark.parametrize(("rows", "unit", "size"), [(1, "MiB", 2**20), (200, "GiB", 2**30)])
+def test_a_plan_is_told_in_the_unit_that_fits_it(rows, unit, size):
+    plan = training.plan_memory(llama(**SIZE), Params(batch_size=rows), row_tokens=512)
+    assert str(plan).startswith(f"about {plan.total / size:.2f} {unit} (weights ")
 
 
 def test_only_keys_that_a_recipe_has_are_advised():

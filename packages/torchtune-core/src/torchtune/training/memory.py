@@ -17,7 +17,7 @@ from torchtune.training.memory_sizes import ModelSizes, Settings
 
 __all__ = ["MemoryPlan", "explain_out_of_memory", "peak_memory", "plan_memory"]
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class MemoryPlan:
         return sum(getattr(self, part) for part in _PARTS)
 
     def __str__(self) -> str:
-        named = ((part, getattr(self, part) / GIB) for part in _PARTS)
+        name, unit = ("GiB", GIB) if self.total >= GIB / 10 else ("MiB", MIB)
+        named = ((part, getattr(self, part) / unit) for part in _PARTS)
         told = ", ".join(f"{part} {size:.2f}" for part, size in named if size >= 0.005)
-        return f"about {self.total / GIB:.2f} GiB" + (f" ({told})" if told else "")
+        return f"about {self.total / unit:.2f} {name}" + (f" ({told})" if told else "")
 
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "communication")
