@@ -43,6 +43,11 @@ def decoder(*, adapter: bool = False) -> Any:
     return model
 
 
+def plain(state: Any) -> list[torch.Tensor]:
+    """Return the tensors that a state consists of."""
+    return [state.codes, state.scale, state.qmap] if hasattr(state, "codes") else [state]
+
+
 def measure(model: Any, build: Callable[..., Any], update: Any = None) -> tuple[int, int, float]:
     """Return the optimizer's bytes, the most that a step holds besides, and its CPU seconds."""
     optimizer = build([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -54,7 +59,7 @@ def measure(model: Any, build: Callable[..., Any], update: Any = None) -> tuple[
         )
 
     step()  # the optimizer's state is there after the first
-    state = [t for kept in optimizer.state.values() for t in kept.values() if torch.is_tensor(t)]
+    state = [t for kept in optimizer.state.values() for it in kept.values() for t in plain(it)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
         step()
     results: Any = traced.profiler

@@ -1,15 +1,15 @@
 """Which parameters are trained, at which rates, by whichever optimizer."""
 
 import importlib.util
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
+import torchtune.config.registry
 from torchtune import checkpoint, training
 from torchtune.config import build
 from torchtune.distributed import World, is_distributed, join_world, shard
-from torchtune.errors import ConfigError, Faults, MissingError
+from torchtune.errors import ConfigError, Faults
 from torchtune.models.llama import llama
 from torchtune.peft import lora
 from torchtune.testing import run_distributed
@@ -21,6 +21,9 @@ GROUPS = [
     {"params": "norm.weight$|layernorm.weight$", "weight_decay": 0.0},
 ]
 LAST_AND_NORMS = [{**GROUPS[0]}, {"params": r"layers\.0\..*norm|model\.norm", "weight_decay": 0.0}]
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
+)
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
@@ -153,53 +156,35 @@ def saved_and_resumed(folder, world, make):
     return equal, [group["lr"] for group in resumed.param_groups]
 
 
+THEIRS = "bitsandbytes.optim.AdamW8bit"
+
+
 @pytest.mark.parametrize(
-    "component", ["adamw", pytest.param("adamw_8bit", marks=needs_bitsandbytes)]
+    "component",
+    [
+        "adamw",
+        pytest.param("adamw_8bit", marks=needs_torchao),
+        pytest.param(THEIRS, marks=needs_bitsandbytes),
+    ],
 )
-def test_groups_and_their_state_are_resumed_to_the_bit(component, tmp_path):
+def test_groups_and_their_state_are_resumed_to_the_bit(component, tmp_path, theirs_allowed):
     make = partial(build, "optimizer", {"_component_": component, "lr": 1e-3})
     equal, rates = saved_and_resumed(tmp_path, World(), make)
     assert all(equal)
-    assert rates == [1e-3, 1e-2]
+    assert [float(rate) for rate in rates] == pytest.approx([1e-3, 1e-2])
 
 
-@needs_bitsandbytes
-def test_adamw_in_8_bits_is_near_adamw_with_a_quarter_of_its_state():
-    ours, theirs = (tiny(embed_dim=64, intermediate_dim=96) for _ in range(2))
-    small = training.adamw_8bit(ours.parameters(), lr=1e-3)
-    full = training.adamw(theirs.parameters(), lr=1e-3)
-    before = {name: p.clone() for name, p in ours.named_parameters()}
-    steps(ours, small, 5)
-    steps(theirs, full, 5)
-    expected = dict(theirs.named_parameters())
-    for name, weight in ours.named_parameters():
-        moved = (expected[name] - before[name]).norm()
-        assert (weight - expected[name]).norm() < 0.2 * moved
-    state = small.state[ours.model.layers[0].mlp.up_proj.weight]
-    assert (state["state1"].dtype, state["state2"].dtype) == (torch.uint8, torch.uint8)
-
-
-@dataclass
-class In8Bits:
-    optimizer: str = "adamw_8bit"
-    dtype: str = "fp32"
-
-
-@needs_bitsandbytes
-def test_the_memory_of_states_in_8_bits_is_planned():
-    model = tiny(embed_dim=128, intermediate_dim=256)
-    optimizer = training.adamw_8bit(model.parameters(), lr=1e-3)
-    steps(model, optimizer, 1)
-    states = [state[key] for state in optimizer.state.values() for key in ("state1", "state2")]
-    plan = training.plan_memory(model, In8Bits(), row_tokens=16)
-    assert plan.optimizer == pytest.approx(sum(s.nbytes for s in states), rel=0.1)
+@pytest.fixture
+def theirs_allowed(monkeypatch):
+    monkeypatch.setattr(torchtune.config.registry, "_trusted", {"bitsandbytes"})
 
 
 def refused_over_processes():
-    world = join_world("cpu")
-    model = shard(tiny(), world)
+    from bitsandbytes.optim import AdamW8bit
+
+    model = shard(tiny(), join_world("cpu"))
     try:
-        training.adamw_8bit(model.parameters())
+        training.grouped_optimizer(model, AdamW8bit)
     except ConfigError as error:
         return error.code
     return None
@@ -207,12 +192,12 @@ def refused_over_processes():
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_adamw_in_8_bits_is_refused_over_processes():
+def test_bitsandbytes_is_refused_over_processes():
     assert run_distributed(refused_over_processes, 2) == ["E-OPTIMIZER-SHARDED"] * 2
 
 
-def test_without_bitsandbytes_the_error_names_the_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim.adamw", None)
-    with pytest.raises(MissingError, match="adamw_8bit needs bitsandbytes") as caught:
-        training.adamw_8bit(tiny().parameters())
-    assert caught.value.do == "pip install bitsandbytes"
+@needs_torchao
+def test_a_group_cannot_have_what_8_bits_cannot_do():
+    groups = [{"params": "mlp", "amsgrad": True}]
+    with pytest.raises(ConfigError, match="cannot do amsgrad"):
+        training.grouped_optimizer(tiny(), training.adamw_8bit, groups)

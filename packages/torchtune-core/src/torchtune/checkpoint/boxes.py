@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torchtune.distributed import Part
 
-__all__ = ["common_box", "stretches"]
+__all__ = ["common_box", "slices", "stretches", "within"]
 
 
 def stretches(shape: Sequence[int], box: "Part") -> Iterator[tuple[int, int]]:
@@ -38,3 +38,14 @@ def common_box(one: "Part", other: "Part") -> "Part":
     bounds = [(max(a, b), min(a + size, b + count)) for a, size, b, count in pairs]
     offsets = tuple(begin for begin, _ in bounds)
     return type(one)(offsets, tuple(max(end - begin, 0) for begin, end in bounds))
+
+
+def within(box: "Part", outer: "Part") -> "Part":
+    """Return `box` as it lies in `outer`, which holds it, and not in the whole tensor."""
+    offsets = (at - start for at, start in zip(box.offsets, outer.offsets, strict=True))
+    return type(box)(tuple(offsets), box.sizes)
+
+
+def slices(box: "Part") -> tuple[slice, ...]:
+    """Return what a tensor is indexed with to get `box`."""
+    return tuple(slice(at, at + size) for at, size in zip(*box, strict=True))

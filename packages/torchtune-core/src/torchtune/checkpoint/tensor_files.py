@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from torchtune.checkpoint.output_file import OutputFile, Share
 from torchtune.checkpoint.safetensors_file import file_dtype, lay_out, nbytes
 
 if TYPE_CHECKING:
-    from torchtune.distributed import World
+    from torchtune.distributed import Part, World
 
 __all__ = ["own_files", "whole_file"]
 
@@ -65,44 +64,34 @@ def whole_file(
 
 
 def own_files(
-    folder: Path, tensors: Mapping[str, Tensor], world: "World", *, pattern: str
+    folder: Path, parts: Mapping[str, tuple[Tensor, "Part"]], world: "World", *, pattern: str
 ) -> list[OutputFile]:
-    """Plan files with the parts of `tensors` that this rank holds, and no rank before it does.
+    """Plan files with the parts of tensors that this rank writes.
 
     The layout is that of torch.distributed.checkpoint's writer for Hugging Face's format with
     ``save_distributed=True``, which its reader reads; files are named by rank and number.
 
     Args:
         folder: Where the files go.
-        tensors: By name; plain or distributed.
+        parts: By the name of the whole tensor: what this rank holds of it, and where that lies.
         world: The processes that take part.
         pattern: The files' name, with ``{rank}`` and ``{number}``, both from 1.
     """
-    from torchtune.distributed import is_first_copy, local_part, part_of
-
-    parts = {name: part_of(tensor) for name, tensor in tensors.items()}
-    mine = {
-        name: local_part(tensor)
-        for name, tensor in tensors.items()
-        if prod(parts[name].sizes) and is_first_copy(tensor, world)
-    }
     files = []
-    for number, names in enumerate(_groups(mine), 1):
-        shapes = {name: (mine[name].dtype, parts[name].sizes) for name in names}
-        header, places = lay_out(shapes, {name: parts[name].offsets for name in names})
-        shares = [
-            Share(
-                mine[name],
-                *shapes[name],
-                begin,
-                parts[name]._replace(offsets=(0,) * mine[name].dim()),
-            )
-            for name, begin in places.items()
-        ]
+    for number, names in enumerate(_groups({name: part for name, (part, _) in parts.items()}), 1):
+        shapes = {name: (parts[name][0].dtype, parts[name][1].sizes) for name in names}
+        header, places = lay_out(shapes, {name: parts[name][1].offsets for name in names})
+        shares = [_share(*parts[name], begin) for name, begin in places.items()]
         path = folder / pattern.format(rank=world.rank + 1, number=number)
-        size = len(header) + sum(nbytes(mine[name]) for name in names)
+        size = len(header) + sum(nbytes(parts[name][0]) for name in names)
         files.append(OutputFile(path, size, prefix=header, shares=shares))
     return files
+
+
+def _share(tensor: Tensor, part: "Part", begin: int) -> Share:
+    """Return the share of a file that holds the part alone."""
+    box = part._replace(offsets=(0,) * tensor.dim())
+    return Share(tensor, tensor.dtype, part.sizes, begin, box)
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> list[list[str]]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from torchtune.checkpoint.boxes import common_box, stretches
+from torchtune.checkpoint.boxes import common_box, slices, stretches, within
 from torchtune.errors import MissingError
 
 if TYPE_CHECKING:
     from torchtune.distributed import Part
 
-__all__ = ["Piece", "fill_from"]
+__all__ = ["Piece", "check_found", "fill_from", "read_into"]
 
 # What is converted or goes to a GPU passes through a buffer of this size, which stays in the cache.
 _BUFFER_BYTES = 16 * 2**20
@@ -37,6 +37,13 @@ class Piece(NamedTuple):
     sizes: tuple[int, ...]
     begin: int
 
+    @property
+    def box(self) -> "Part":
+        """Where it lies in the whole tensor."""
+        from torchtune.distributed import Part
+
+        return Part(self.offsets, self.sizes)
+
 
 @torch.no_grad()
 def fill_from(pieces: Sequence[Piece], target: Tensor, name: str) -> None:
@@ -53,18 +60,30 @@ def fill_from(pieces: Sequence[Piece], target: Tensor, name: str) -> None:
     Raises:
         MissingError: E-TENSOR-MISSING: the pieces do not make up the whole; E-FILE-TRUNCATED.
     """
-    from torchtune.distributed import Part, local_part, part_of  # late: brings torch.distributed
+    from torchtune.distributed import local_part, part_of  # late: brings torch.distributed
 
-    part, local = part_of(target), local_part(target)
+    part = part_of(target)
+    found = read_into(pieces, part, local_part(target))
+    check_found(found, part, name, pieces)
+
+
+def read_into(pieces: Sequence[Piece], part: "Part", memory: Tensor) -> int:
+    """Copy what of the box `part` is in `pieces` into `memory`, its shape; return how many elements."""
     found = 0
     for piece in pieces:
-        box = common_box(part, Part(piece.offsets, piece.sizes))
+        box = common_box(part, piece.box)
         if prod(box.sizes):
-            begins = [at - start for at, start in zip(box.offsets, part.offsets, strict=True)]
-            view = local[tuple(slice(b, b + n) for b, n in zip(begins, box.sizes, strict=True))]
-            there = (at - start for at, start in zip(box.offsets, piece.offsets, strict=True))
-            _read_box(piece, Part(tuple(there), box.sizes), view)
+            _read_box(piece, within(box, piece.box), memory[slices(within(box, part))])
         found += prod(box.sizes)
+    return found
+
+
+def check_found(found: int, part: "Part", name: str, pieces: Sequence[Piece]) -> None:
+    """Raise where fewer elements of `part` were found in `pieces` than it has.
+
+    Raises:
+        MissingError: E-TENSOR-MISSING.
+    """
     if found != prod(part.sizes):
         what = f"{name} is there in part only: {found} of {prod(part.sizes)} elements"
         where = str(pieces[0].path.parent) if pieces else ""

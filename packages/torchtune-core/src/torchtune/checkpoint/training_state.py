@@ -16,6 +16,7 @@ from torchtune.checkpoint.random_state import random_state, restore_random_state
 from torchtune.checkpoint.safetensors_file import DTYPES
 from torchtune.checkpoint.saving import make_folder, write_files, write_json
 from torchtune.checkpoint.state_values import pack, unpack
+from torchtune.checkpoint.states_in_8_bits import own_parts, read_state
 from torchtune.checkpoint.tensor_files import own_files
 from torchtune.checkpoint.weights import Weights
 from torchtune.errors import ConfigError, MissingError, TuneError
@@ -83,7 +84,7 @@ def save_training_state(
         tensors |= {_WEIGHT + name: tensor for name, tensor in _trainable(model).items()}
     make_folder(place, world, without=[_SHARDS])
     with write_files(world, durable=durable) as saving:
-        for file in own_files(place, tensors, world, pattern=_SHARD):
+        for file in own_files(place, own_parts(tensors, world), world, pattern=_SHARD):
             saving.add(file)
         write_json(place / _STATE, fields, saving)
 
@@ -228,7 +229,9 @@ def _unpack_optimizer(
             continue
         for name, parameter in zip(saved["names"], group["params"], strict=True):
             if name in fields["state"]:
-                read = partial(_state_tensor, tensors, parameter, as_parameter=not settings)
+                read = partial(
+                    _state_tensor, tensors, optimizer, parameter, as_parameter=not settings
+                )
                 optimizer.state[parameter] = unpack(fields["state"][name], read)
 
 
@@ -239,12 +242,20 @@ def _changes_form(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _state_tensor(
-    tensors: Weights, parameter: Tensor, name: str, on_cpu: bool, *, as_parameter: bool
+    tensors: Weights,
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    name: str,
+    on_cpu: bool,
+    *,
+    as_parameter: bool,
 ) -> Tensor:
     """Return a state tensor of `parameter`: one of its shape lies where and as it does.
 
     With `as_parameter` it has the parameter's dtype too, which may be another than when saving.
     """
+    if (state := read_state(tensors, name, parameter, optimizer)) is not None:
+        return state
     if tensors.shape(name) != tuple(parameter.shape) or not parameter.dim():
         return _placed(tensors, parameter.device, name, on_cpu)
     dtype = DTYPES[tensors.entry(name).dtype]

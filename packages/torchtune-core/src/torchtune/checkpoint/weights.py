@@ -16,7 +16,14 @@ from torchtune.checkpoint.safetensors_file import DTYPES, Entry, read_header
 from torchtune.checkpoint.tensor_reading import Piece, fill_from
 from torchtune.errors import ConfigError, MissingError
 
-__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Weights", "read_weights", "weights_digest"]
+__all__ = [
+    "INDEX_FILE",
+    "WEIGHTS_FILE",
+    "Weights",
+    "pieces_of",
+    "read_weights",
+    "weights_digest",
+]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -142,6 +149,15 @@ class Weights(Mapping[str, Tensor]):
                     "E-FILE-DAMAGED", f"{path.name}: {error}", where=str(path)
                 ) from None
         return self._open[1]
+
+
+def pieces_of(name: str, weights: Weights) -> list[Piece]:
+    """Return where the parts of a tensor lie; none where no file holds it.
+
+    Raises:
+        MissingError: It is of a dtype that is not known.
+    """
+    return weights._pieces(name) if name in weights else []
 
 
 def read_weights(folder: str | os.PathLike[str]) -> Weights:

@@ -1,8 +1,11 @@
 """Settings of a recipe that need less memory, each with its price."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
+
+from torchtune.config.signature import COMPONENT
 
 __all__ = ["MemoryChange", "memory_changes"]
 
@@ -12,7 +15,7 @@ class MemoryChange:
     """Keys of a recipe with other values, which need less memory.
 
     Args:
-        values: The keys and their new values.
+        values: The keys and their new values; a component with arguments is a dict.
         costs: What is paid for it, in a few words.
         same_result: Whether the trained weights are the same, up to rounding.
     """
@@ -24,7 +27,7 @@ class MemoryChange:
     @property
     def overrides(self) -> str:
         """The change as words to paste behind a command."""
-        return " ".join(f"{key}={_word(value)}" for key, value in self.values.items())
+        return " ".join(word for key, value in self.values.items() for word in _words(key, value))
 
 
 def memory_changes(params: Any, *, on_gpu: bool, row_tokens: int) -> list[MemoryChange]:
@@ -75,6 +78,8 @@ def _others(params: Any) -> Iterator[MemoryChange]:
     if _value(params, "master_weights"):
         costs = "small rates are rounded away"
         yield MemoryChange({"master_weights": False}, costs, False)
+    if smaller := _in_8_bits(_value(params, "optimizer")):
+        yield MemoryChange({"optimizer": smaller}, "rounded states; needs torchao", False)
     if _value(params, "peft") is None:
         unneeded = {"master_weights": False} if _value(params, "master_weights") else {}
         yield MemoryChange({"peft": "lora", **unneeded}, "another training", False)
@@ -84,5 +89,19 @@ def _value(params: Any, key: str) -> Any:
     return getattr(params, key, None)
 
 
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _in_8_bits(optimizer: Any) -> Any:
+    """Return AdamW with its arguments as the component with small states; None for another one."""
+    given = optimizer if isinstance(optimizer, dict) else {COMPONENT: optimizer}
+    if given.get(COMPONENT) != "adamw":
+        return None
+    kept = {key: value for key, value in given.items() if key not in (COMPONENT, "fused")}
+    return {COMPONENT: "adamw_8bit", **kept}
+
+
+def _words(key: str, value: Any) -> Iterator[str]:
+    """Yield the words of a command that set `key`: for a component its name, then its arguments."""
+    arguments = value if isinstance(value, dict) else {COMPONENT: value}
+    for name, argument in arguments.items():
+        place = key if name == COMPONENT else f"{key}.{name}"
+        said = json.dumps(argument, separators=(",", ":"))  # no space, for a shell
+        yield f"{place}={argument if isinstance(argument, str) else said}"

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from torchtune.distributed import is_distributed
-from torchtune.errors import ConfigError, MissingError
+from torchtune.errors import ConfigError
 
-__all__ = ["adamw", "adamw_8bit", "rounding_note"]
+__all__ = ["adamw", "adamw_8bit", "check_shards", "rounding_note"]
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 """Where torch has a fused AdamW; on a CPU it takes a third of the for-loop's time."""
@@ -51,10 +51,12 @@ def adamw_8bit(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> torch.optim.Optimizer:
-    """Build bitsandbytes' AdamW, whose two means take a byte a number (Dettmers et al., 2022).
+    """Build torchao's AdamW, whose two means take a byte a number (Dettmers et al., 2022).
 
-    That is a quarter of fp32's. Matrices are kept so in blocks of 256 numbers; parameters of fewer
-    than 4,096 numbers keep their means in fp32. For one process.
+    That is a quarter of fp32's. Each process keeps the means of its part of a parameter in blocks of
+    256 numbers; parts of fewer than 4,096 numbers, or not a multiple of 256, keep theirs in the
+    parameter's dtype. On a GPU the step is compiled. Rates are tensors (``group["lr"].fill_``), which
+    schedules know.
 
     Args:
         parameters: What to train, or groups of it with options of their own.
@@ -64,24 +66,12 @@ def adamw_8bit(
         weight_decay: Decoupled decay of every parameter, per step times `lr`.
 
     Raises:
-        MissingError: E-BITSANDBYTES: bitsandbytes is not installed.
-        ConfigError: E-OPTIMIZER-SHARDED: the parameters are cut over processes.
+        MissingError: E-TORCHAO: torchao is not installed.
     """
-    try:
-        from bitsandbytes.optim.adamw import AdamW8bit
-    except ImportError as error:
-        raise MissingError(
-            "E-BITSANDBYTES", f"adamw_8bit needs bitsandbytes, which cannot be imported: {error}",
-            where="optimizer", do="pip install bitsandbytes",
-        ) from error  # fmt: skip
-    groups: list[Any] = list(parameters)
-    if any(is_distributed(p) for p in _each(groups)):
-        raise ConfigError(
-            "E-OPTIMIZER-SHARDED", "bitsandbytes' optimizers cannot step weights cut over processes",
-            where="optimizer", do="use optimizer=adamw, whose state the processes share; or one process",
-        )  # fmt: skip
+    from torchtune.training.states_in_8_bits import AdamW8bit
+
     made: torch.optim.Optimizer = AdamW8bit(
-        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+        list(parameters), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
     )
     return made
 
@@ -89,6 +79,20 @@ def adamw_8bit(
 def _each(groups: Iterable[Any]) -> Iterable[nn.Parameter]:
     for group in groups:
         yield from group["params"] if isinstance(group, dict) else [group]
+
+
+def check_shards(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of bitsandbytes, whose kernels see plain tensors, where weights are cut.
+
+    Raises:
+        ConfigError: E-OPTIMIZER-SHARDED: the parameters are cut over processes.
+    """
+    theirs = type(optimizer).__module__.partition(".")[0] == "bitsandbytes"
+    if theirs and any(is_distributed(p) for p in _each(optimizer.param_groups)):
+        raise ConfigError(
+            "E-OPTIMIZER-SHARDED", "bitsandbytes' optimizers cannot step weights cut over processes",
+            where="optimizer", do="use optimizer=adamw_8bit, or one process",
+        )  # fmt: skip
 
 
 def rounding_note(optimizer: torch.optim.Optimizer) -> str:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from torchtune.config import nearest
 from torchtune.errors import ConfigError, Faults, TuneError
+from torchtune.training.optimizers import check_shards
 
 __all__ = ["grouped_optimizer", "parameter_groups", "train_only"]
 
@@ -84,12 +85,14 @@ def grouped_optimizer(
 
     Raises:
         ConfigError: E-PARAM-GROUPS: as `parameter_groups`, or a group sets what this optimizer
-            does not have, or not to a number where it has one.
+            does not have, or not to a number where it has one; E-OPTIMIZER-SHARDED: it cannot step
+            parameters that are cut over processes.
     """
-    if not groups:
-        return make(list(_trained(model).values()))
-    sorted_in = parameter_groups(model, groups)
-    optimizer = make([dict(group) for group in sorted_in])
+    sorted_in: list[Any] = list(_trained(model).values())
+    if groups:
+        sorted_in = [dict(group) for group in parameter_groups(model, groups)]
+    optimizer = make(sorted_in)
+    check_shards(optimizer)
     faults: list[TuneError] = []
     for number, group in enumerate(groups):
         for option, value in group.items():
