@@ -37,11 +37,10 @@ def _held(sizes: ModelSizes, settings: Settings) -> dict[str, float]:
         return {"weights": 0, "gradients": 0, "optimizer": 0}
     frozen = (sizes.parameters - sizes.trained) * sizes.frozen_size
     trained = sizes.trained * sizes.trained_size
-    several_backwards = settings.micro_batches > 1
     states = settings.states * sizes.trained * (settings.state_size or sizes.trained_size)
     return {
         "weights": (frozen + trained) / settings.shards + _copies(sizes, settings),
-        "gradients": _gradients(sizes, settings) if several_backwards else 0,
+        "gradients": _waiting(sizes, settings) if settings.micro_batches > 1 else 0,
         "optimizer": states / settings.shards,
     }
 
@@ -60,6 +59,12 @@ def _gradients(sizes: ModelSizes, settings: Settings) -> float:
     if settings.in_backward:
         return (sizes.head if sizes.head_trained else 0) * sizes.trained_size / settings.shards
     return sizes.trained * sizes.trained_size / settings.shards
+
+
+def _waiting(sizes: ModelSizes, settings: Settings) -> float:
+    """Return the gradients of a step's earlier micro-batches, which replicas add up in float32."""
+    size = 4 if settings.replicas > 1 else sizes.trained_size
+    return sizes.trained * size / settings.shards
 
 
 def _loss(sizes: ModelSizes, settings: Settings) -> float:

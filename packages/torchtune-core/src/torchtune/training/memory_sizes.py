@@ -156,6 +156,7 @@ class Settings:
         row_tokens: Of its longest row.
         micro_batches: In a step.
         shards: Over how many processes the weights are cut.
+        replicas: How many whole models there are.
         tensor: Over how many each matrix is cut.
         several: Whether there are several processes.
         recompute: The share of a block's activations that backward makes anew.
@@ -174,6 +175,7 @@ class Settings:
     row_tokens: int
     micro_batches: int
     shards: int
+    replicas: int
     tensor: int
     several: bool
     recompute: float
@@ -205,6 +207,7 @@ class Settings:
             row_tokens=row_tokens,
             micro_batches=key("gradient_accumulation_steps", 1),
             shards=world.size // replicas,
+            replicas=replicas,
             tensor=world.tensor_size,
             several=world.size > 1,
             recompute=key("enable_activation_checkpointing", False) * (0.5 if selective else 1.0),
