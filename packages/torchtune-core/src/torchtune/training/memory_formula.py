@@ -96,7 +96,13 @@ def _backward_work(sizes: ModelSizes, settings: Settings) -> float:
     """Return what one block makes in backward, with what it makes anew before."""
     own = max(sizes.widest, 2 * _attention(sizes, settings))
     numbers = own + settings.recompute * _in_block(sizes, settings)
-    return settings.tokens * numbers * settings.compute_size
+    return settings.tokens * numbers * settings.compute_size + _casts(sizes, settings)
+
+
+def _casts(sizes: ModelSizes, settings: Settings) -> float:
+    """Return what torchao makes of the widest matrix on its way to fp8: two copies in fp32."""
+    width = sizes.widest / 3
+    return settings.fp8 * 2 * 4 * width * max(settings.tokens, sizes.dim)
 
 
 def _in_block(sizes: ModelSizes, settings: Settings) -> float:

@@ -164,6 +164,7 @@ class Settings:
         states_on_host: Whether weights, gradients and optimizer are.
         in_backward: Whether each gradient is used and freed in backward.
         compute_size: Bytes of a number in the computation.
+        fp8: Whether the blocks' products are in fp8, to which their matrices are cast.
         reshard: Whether gathered weights are given back after forward.
         chunk_tokens: Positions whose logits exist at once.
         states: Numbers that the optimizer keeps of each trained one.
@@ -183,6 +184,7 @@ class Settings:
     states_on_host: bool
     in_backward: bool
     compute_size: int
+    fp8: bool
     reshard: bool
     chunk_tokens: int
     states: int
@@ -215,6 +217,7 @@ class Settings:
             states_on_host=on_gpu and key("fsdp_cpu_offload", False),
             in_backward=key("optimizer_in_bwd", False),
             compute_size=4 if key("dtype", "bf16") == "fp32" else 2,
+            fp8=key("fp8", None) is not None,
             reshard=key("fsdp_reshard_after_forward", True),
             chunk_tokens=loss.get("chunk_tokens", 1024) if isinstance(loss, dict) else 1024,
             states=0 if optimizer == "sgd" else 2,
