@@ -229,6 +229,25 @@ class CountsInItsGroup(torch.optim.SGD):
             group["count"] = group.get("count", 0) + 1
 
 
+def test_an_optimizer_that_asks_for_the_loss_again_is_refused():
+    optimizer = torch.optim.LBFGS([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ConfigError, match=r"E-OPTIMIZER-CLOSURE.*LBFGS"):
+        training.build_update(optimizer, World(), torch.float32, in_backward=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_optimizer_that_cannot_step_cut_weights_is_named():
+    model = shard(small_model(), World(), cpu_offload=True)  # cut over a mesh of one
+    optimizer = torch.optim.Adafactor(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    update = training.StepAfterBackward(optimizer)
+    update.begin(micro_batches=1, max_norm=None)
+    with pytest.raises(ConfigError, match=r"E-OPTIMIZER-SHARDED.*Adafactor cannot step"):
+        update.finish()
+    World().close()  # the group of one that `shard` made
+
+
 def test_an_optimizer_that_counts_in_its_groups_is_refused_in_backward():
     def build(parameters, lr):
         optimizer = CountsInItsGroup(parameters, lr=lr)
@@ -248,7 +267,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(update):
     before = copy.deepcopy(model.state_dict())
     optimizer = training.adamw(model.parameters())
     batches = next(Steps(documents, max_seq_len=64, batch_size=8).after())
-    with pytest.raises(TuneError, match="nothing was changed"):
+    with pytest.raises(TuneError, match="the loss is nan"):
         training.train_step(model, optimizer, batches, World(), loss=LinearCrossEntropy(),
                             update=update and update(optimizer, World()))  # fmt: skip
     for name, value in model.state_dict().items():

@@ -173,6 +173,17 @@ def test_weights_that_are_not_finite_are_named_and_no_row_is_blamed(model, docum
     assert "memory" not in caught.value.where
 
 
+def test_a_schedule_that_follows_validations_is_refused(model, documents):
+    model = copy.deepcopy(model)
+    optimizer = training.adamw(model.parameters())
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    batches = next(Steps(documents, batch_size=2, max_seq_len=64).after())
+    with pytest.raises(TuneError, match=r"E-SCHEDULE.*ReduceLROnPlateau"):
+        training.train_step(
+            model, optimizer, batches, World(), loss=LinearCrossEntropy(), scheduler=schedule
+        )
+
+
 def test_validation_is_the_mean_over_all_tokens(model, documents):
     from torchtune.data import validation_batches
 

@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from torchtune.data import Batch
 from torchtune.distributed import World, local_part, one_sum_a_step
-from torchtune.errors import TuneError
+from torchtune.errors import ConfigError, TuneError
 from torchtune.training.flops import flops_utilization
 from torchtune.training.memory import peak_memory
 from torchtune.training.progress import StepMetrics
@@ -62,7 +62,8 @@ def train_step(
         TuneError: E-NOT-FINITE: the loss or the gradient is not finite; the weights are those before
             the step, except for a gradient with `StepInBackward`. Rows are named, or weights that
             were not finite before the step.
-        ConfigError: The `update` cannot do with so many micro-batches, or with `max_norm`.
+        ConfigError: The `update` cannot do with so many micro-batches, with `max_norm`, or with
+            weights that are cut; E-SCHEDULE: the `scheduler` follows a validation's loss.
     """
     if step is not None:
         world.note_step(step)
@@ -115,6 +116,10 @@ def _backward(
 
 def _move_on(scheduler: LRScheduler, done: Updated) -> None:
     """Count the step, taken or skipped, as the rows of both are behind us."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        what = "ReduceLROnPlateau follows a validation's loss, and a step has none"
+        do = "use another schedule, or step this one in a copy of the recipe, after a validation"
+        raise ConfigError("E-SCHEDULE", what, where="lr_scheduler", do=do)
     with warnings.catch_warnings():
         if done.skipped:  # torch takes a schedule's step before the optimizer's first for a mistake
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")

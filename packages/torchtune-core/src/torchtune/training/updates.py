@@ -1,5 +1,6 @@
 """How the gradients of a step become new weights: after backward, inside it, or with a scaled loss."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchtune.distributed import GradientNorm, clip_grad_norm, local_part
+from torchtune.distributed import GradientNorm, clip_grad_norm, is_distributed, local_part
 from torchtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ class Update(Protocol):
         """Run backward on a micro-batch's share of the step's mean loss, shape ()."""
 
     def finish(self) -> Updated:
-        """Take the step where the gradient is finite, free the gradients; return what was done."""
+        """Take the step where the gradient is finite, free the gradients; return what was done.
+
+        Raises:
+            ConfigError: E-OPTIMIZER-SHARDED: the optimizer cannot step weights cut over processes.
+        """
 
 
 class StepAfterBackward:
@@ -80,7 +85,7 @@ class StepAfterBackward:
         """Clip and step where the norm is finite, and return what was done."""
         norm = clip_grad_norm(_parameters(self.optimizer), self._max_norm).item()
         if math.isfinite(norm):
-            self.optimizer.step()
+            _step(self.optimizer)
             self.optimizer.zero_grad(set_to_none=True)
         return Updated(norm)
 
@@ -140,7 +145,7 @@ class StepInBackward:
         alone: dict[str, Any] = {**groups[number], "params": [parameter]}
         self.optimizer.param_groups = [alone]
         try:
-            self.optimizer.step()
+            _step(self.optimizer)
         finally:
             self.optimizer.param_groups = groups
         parameter.grad = None
@@ -211,7 +216,7 @@ class LossScaling:
         finite = math.isfinite(norm)
         if finite:
             self._scale_gradients(1 / scale, norm)
-            self.optimizer.step()
+            _step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         good = kept["loss_scale_good_steps"] + 1 if finite else 0
         if not finite:
@@ -226,6 +231,30 @@ class LossScaling:
             factor *= min(1.0, self._max_norm / (norm + 1e-6))  # as `clip_grad_norm` cuts
         gradients = [p.grad for p in _parameters(self.optimizer) if p.grad is not None]
         torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
+
+
+def _step(optimizer: Optimizer) -> None:
+    try:
+        optimizer.step()
+    except (NotImplementedError, RuntimeError) as error:
+        cut = any(is_distributed(parameter) for parameter in _parameters(optimizer))
+        if not cut or "harding" not in str(error):  # of DTensor, which lacks an operation
+            raise
+        raise ConfigError(
+            "E-OPTIMIZER-SHARDED",
+            f"{type(optimizer).__name__} cannot step weights cut over processes",
+            where="optimizer", do="use optimizer=adamw, or one process",
+        ) from error  # fmt: skip
+
+
+def _check_closure(optimizer: Optimizer) -> None:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            "E-OPTIMIZER-CLOSURE",
+            f"{type(optimizer).__name__} computes the loss several times in a step",
+            where="optimizer", do="use optimizer=adamw, or a loop of your own",
+        )  # fmt: skip
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:
@@ -247,7 +276,11 @@ def build_update(
         world: The processes.
         dtype: What the model computes in; float16 needs a scaled loss.
         in_backward: Step each parameter in backward.
+
+    Raises:
+        ConfigError: E-OPTIMIZER-CLOSURE: its step needs a function that computes the loss again.
     """
+    _check_closure(optimizer)
     if in_backward:
         return StepInBackward(optimizer, world)
     return LossScaling(optimizer) if dtype == torch.float16 else StepAfterBackward(optimizer)
