@@ -7,8 +7,8 @@
 # Builds the wheels, installs them into a clean virtual environment with nothing but what they
 # declare, and pytest; runs the tests from outside the source tree. `integrations` has all of its
 # extras, an extra's name that one and no other; both have the recipes too, which need core alone.
-# Test files that compare with transformers, PEFT or tiktoken come second, after these references
-# (and playwright, for the chat page) have been installed too.
+# Test files that compare with transformers, PEFT, tiktoken or torchao come second, after these
+# references (and playwright, for the chat page) have been installed too.
 #
 #   PYTHON     the interpreter to test with                              (python3)
 #   CORE_REF   build core from this git tag or commit                    (the present tree)
@@ -85,7 +85,7 @@ cp "$root/pytest.ini" "$work/"
 cp -r "$root"/tests/{*.py,fake_hub,example_plugin} "$root/tests/$package" "$work/tests/"
 cd "$work"
 export TUNE_TEST_SHARED=${TUNE_TEST_SHARED:-$root/../shared}
-references='^ *(import|from) (transformers|peft|tiktoken)|importorskip.*(transformers|peft|tiktoken|random_models)'
+references='^ *(import|from) (transformers|peft|tiktoken|torchao)|importorskip.*(transformers|peft|tiktoken|torchao|random_models)'
 mapfile -t comparing < <(grep -rlE --include='test_*.py' "$references" "tests/$tests" | sort)
 [ "${comparing[*]:-}" = "tests/$tests" ] || # a single file, which comes second
     env/bin/python -m pytest "tests/$tests" "${comparing[@]/#/--ignore=}" "$@"
@@ -93,5 +93,5 @@ mapfile -t comparing < <(grep -rlE --include='test_*.py' "$references" "tests/$t
 [ "${#comparing[@]}" -gt 0 ] || exit 0
 echo "== test what compares with references"
 PIP_CONSTRAINT=$root/constraints.txt env/bin/python -m pip install --quiet \
-    transformers peft tiktoken playwright
+    transformers peft tiktoken torchao playwright
 env/bin/python -m pytest "${comparing[@]}" "$@"

@@ -16,6 +16,7 @@ from torchtune.training.loggers import (
     without_secrets,
 )
 from torchtune.training.memory import MemoryPlan, explain_out_of_memory, peak_memory, plan_memory
+from torchtune.training.notes import run_notes
 from torchtune.training.offloading import offload_activations
 from torchtune.training.optimizers import adamw, adamw_8bit, rounding_note
 from torchtune.training.parameter_groups import grouped_optimizer, parameter_groups, train_only
@@ -101,6 +102,7 @@ __all__ = [
     "replay_schedule",
     "rounding_note",
     "run_conditions",
+    "run_notes",
     "set_seed",
     "torch_profiler",
     "train_in_fp8",

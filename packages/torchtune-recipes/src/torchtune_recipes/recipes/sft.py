@@ -74,9 +74,9 @@ class SFTParams:
     evaluate: Annotated[Component | None, "evaluator"] = None
     rehearse: bool = False  # try all that the run does in two steps on the longest rows, then stop
     compile: bool = False  # torch.compile each block: slower to start, faster after
+    fp8: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] | None = None  # multiply in fp8
     # --- logging
-    # stdout, tensorboard, wandb, mlflow, or several of them, beside metrics.jsonl
-    metric_logger: Component | list[Component] | None = None
+    metric_logger: Component | list[Component] | None = None  # stdout, wandb, ...; or several
     log_every_n_steps: Count = 1  # optimizer steps a line of metrics.jsonl
     # --- environment
     # how processes share the work: {data_replicate: 1, data_shard: -1, context: 1, tensor: 1}
@@ -91,8 +91,7 @@ class SFTParams:
     deterministic: bool = False  # deterministic kernels on a GPU; a CPU is so anyway
     # --- activation memory
     enable_activation_checkpointing: bool = False  # compute activations again in backward
-    # selective keeps the products of matrices and attention, and computes the rest again
-    activation_checkpointing_mode: Literal["full", "selective"] = "full"
+    activation_checkpointing_mode: Literal["full", "selective"] = "full"  # selective keeps products
     enable_activation_offloading: bool = False  # keep what checkpointing keeps in host memory
     # --- profiler
     profiler: Component | None = None  # torch: traces of some steps into output_dir/profile
@@ -170,6 +169,8 @@ class SFTRecipe:
             model = training.train_only(model, p.trainable)
         if p.master_weights:
             model = distributed.master_weights(model)
+        if p.fp8 is not None:
+            model = training.train_in_fp8(model, p.fp8, self.world)
         model = distributed.tensor_parallel(model, self.world)
         model = distributed.context_parallel(model, self.world)
         if p.compile:
@@ -236,10 +237,9 @@ class SFTRecipe:
         return build("lr_scheduler", wanted, self.optimizer, num_training_steps=steps)
 
     def _setup_profiler(self) -> Any:
-        p, place = self.params, str(self.run.path)
-        if p.profiler is None or not self.world.is_main:
+        if (wanted := self.params.profiler) is None or not self.world.is_main:
             return None
-        profiler = build("profiler", p.profiler, output_dir=place, say=self.log.say)
+        profiler = build("profiler", wanted, output_dir=str(self.run.path), say=self.log.say)
         profiler.start()
         return profiler
 
@@ -259,7 +259,7 @@ class SFTRecipe:
         plan = training.plan_memory(self.model, p, row_tokens=row, world=self.world)
         self.log.say("model", f"{plan.parameters:,} parameters, {plan.trained:,} of them trained")
         self.log.say("memory", plan)
-        self.log.say("note", training.rounding_note(self.optimizer))
+        self.log.say("note", training.run_notes(self.model, self.optimizer, p, self.total_steps))
         return plan
 
     def _setup_resume(self) -> tuple[dict[str, Any], training.Resumed]:
