@@ -157,6 +157,10 @@ def test_evaluation_and_generation_are_those_of_the_saved_model(recipe):
     assert answers[0] == answers[1]
 
 
+class OfItsOwn(nn.Linear):
+    """A layer whose forward is not a plain layer's."""
+
+
 def test_layers_that_cannot_be_in_fp8_stay_as_they_are():
     model = small_model(embed_dim=64, intermediate_dim=40)  # the three layers of the MLP do not fit
     assert training.fp8_note(model) == ""
@@ -165,6 +169,10 @@ def test_layers_that_cannot_be_in_fp8_stay_as_they_are():
     assert training.fp8_note(model) == "fp8 in 5 of 14 linear layers of the blocks"
     frozen = model.blocks[1].self_attn
     assert (type(frozen.k_proj), type(model.blocks[0].mlp.up_proj)) == (nn.Linear, nn.Linear)
+    own = small_model()
+    own.blocks[0].mlp.up_proj = OfItsOwn(64, 96)
+    own = training.train_in_fp8(own, "rowwise", World())
+    assert training.fp8_note(own) == "fp8 in 13 of 14 linear layers of the blocks"
     untied = training.train_in_fp8(small_model(tied=False), "rowwise", World())
     assert type(untied.lm_head) is type(small_model(tied=False).lm_head)
 
