@@ -15,6 +15,7 @@ from torchtune.distributed import World, fill, join_world, local_part, shard
 from torchtune.errors import MissingError
 from torchtune.models.llama import llama
 from torchtune.testing import run_distributed
+from torchtune.training.fake_weights import fake_weights
 
 TINY = dict(vocab_size=40, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=64,
             intermediate_dim=96, max_seq_len=32)  # fmt: skip
@@ -49,10 +50,18 @@ def step_on(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, co
 
 
 def plainly(parameters: Any, **options) -> torch.optim.Optimizer:
-    """Return torchao's own optimizer."""
+    """Return torchao's own optimizer, whose means of squares are kept from being rounded to 0."""
     from torchao.optim import AdamW8bit
 
-    return AdamW8bit(parameters, **options)
+    def above_zero(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for state in optimizer.state.values():
+            squares = local_part(state["exp_avg_sq"])
+            if hasattr(squares, "codes"):
+                squares.codes.clamp_(min=1)
+
+    optimizer = AdamW8bit(parameters, **options)
+    optimizer.register_step_post_hook(above_zero)
+    return optimizer
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -139,6 +148,31 @@ def test_weights_go_where_adamw_takes_them():
         assert (mine - other).norm() < 0.2 * (other - before).norm()
     state = small.state[ours.model.layers[0].mlp.up_proj.weight]
     assert all(state[name].codes.dtype == torch.uint8 for name in STATES)
+
+
+@needs_torchao
+def test_a_number_whose_square_is_lost_in_its_block_is_not_thrown_far():
+    """As in an embedding: one row's token is in the text, the others are only not to be said."""
+    weight, rates = nn.Parameter(torch.zeros(64, 64)), []
+    optimizer = training.adamw_8bit([weight], lr=1.0, weight_decay=0.0)
+    for size in (1e-4, 1e-4, 0.0):
+        weight.grad = torch.full((64, 64), size)
+        weight.grad[::4] = 1.0
+        before = weight.detach().clone()
+        optimizer.step()
+        rates.append(float((weight.detach() - before).abs().max()))
+    assert max(rates) < 2  # torchao's alone moves it by thousands of rates in the third step
+
+
+@needs_torchao
+def test_weights_without_values_get_states_without_values():
+    with fake_weights():
+        weight = nn.Parameter(torch.empty(64, 64))
+        weight.grad = torch.zeros_like(weight)
+        optimizer = training.adamw_8bit([weight])
+        optimizer.step()
+    state = optimizer.state[weight]
+    assert all(type(state[name].codes).__name__ == "FakeTensor" for name in STATES)
 
 
 @needs_torchao

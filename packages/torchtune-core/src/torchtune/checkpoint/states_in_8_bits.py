@@ -157,6 +157,8 @@ def _round(local: Any, values: Tensor, codes: Tensor, scales: Tensor) -> None:
     kept = (blocks == blocks[:, :1]).all(1)
     if not kept.all():
         local.copy_(values)
+        if not local.signed:
+            local.codes.clamp_(min=1)  # squares stay above 0, as adamw_8bit keeps them
     local.codes.view_as(blocks)[kept] = codes.view_as(blocks).to(local.device)[kept]
     local.scale[kept] = blocks[kept, 0]
 
