@@ -3,7 +3,7 @@
 from torchtune.generation.cache import KVCache
 from torchtune.generation.compiled import compile_decoding
 from torchtune.generation.conversation import Conversation
-from torchtune.generation.generate import check_prompts, generate, stream
+from torchtune.generation.generate import generate, stream
 from torchtune.generation.loading import LoadedCheckpoint, load_checkpoint
 from torchtune.generation.packing import pack_linears
 from torchtune.generation.prompts import Prompt, placed_prompts, read_prompts
@@ -19,7 +19,6 @@ __all__ = [
     "Prompt",
     "Sampling",
     "TextStream",
-    "check_prompts",
     "compile_decoding",
     "generate",
     "generate_text",

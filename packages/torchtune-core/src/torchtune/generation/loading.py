@@ -11,7 +11,8 @@ import torch
 from torchtune import checkpoint as files
 from torchtune.data import ChatFormat, Message, Tokenizer, auto_tokenizer
 from torchtune.distributed import DTYPES, World, check_dtype, shard, tensor_parallel
-from torchtune.errors import ConfigError, MissingError
+from torchtune.errors import ConfigError, DataError, MissingError
+from torchtune.generation.generate import check_prompts
 from torchtune.generation.packing import pack_linears
 from torchtune.models import auto
 from torchtune.modules import Decoder
@@ -74,6 +75,34 @@ class LoadedCheckpoint:
             what = f"{subject} needs a chat template, and this checkpoint has none"
             raise MissingError("E-CHAT-TEMPLATE", what, where=str(self.folder))
         return raw_ids(self.tokenizer, prompt)
+
+    def placed_ids(
+        self,
+        prompts: Sequence[tuple[str, str | Sequence[Message]]],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+    ) -> list[list[int]]:
+        """Return the `prompt_ids` of several prompts that the model can answer.
+
+        Args:
+            prompts: Where each stands, for the error, and itself: `placed_prompts`.
+            system: A system message before each.
+            raw: Continue the texts as they stand.
+
+        Raises:
+            MissingError: As `prompt_ids`.
+            ConfigError: As `prompt_ids`; E-PROMPT for those that `generate` refuses, all at once.
+            DataError: E-CHAT-TEMPLATE: the template does not take one of them.
+        """
+        found = []
+        for place, prompt in prompts:
+            try:
+                found.append(self.prompt_ids(prompt, system=system, raw=raw))
+            except DataError as error:
+                raise DataError(error.code, error.what, where=place, do=error.do) from None
+        check_prompts(self.model, found, [place for place, _ in prompts])
+        return found
 
 
 def raw_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -15,13 +15,12 @@ from typing import Literal
 
 from torchtune.config import Parallel, TuneArgumentParser, checks
 from torchtune.distributed import in_turns, join_world
-from torchtune.errors import DataError, report_errors
+from torchtune.errors import report_errors
 from torchtune.generation import (
     Answer,
     LoadedCheckpoint,
     Prompt,
     Sampling,
-    check_prompts,
     compile_decoding,
     generate_text,
     load_checkpoint,
@@ -107,20 +106,18 @@ class GenerateRecipe:
 
     def setup(self) -> None:
         """Find the files, and make model and tokenizer."""
-        self.world = join_world(self.params.device, self.params.parallel)
-        placed = self._setup_prompts()
-        self.places, self.prompts = [place for place, _ in placed], [text for _, text in placed]
+        p = self.params
+        self.world = join_world(p.device, p.parallel)
+        self.prompts = self._setup_prompts()
         self.loaded = self.load_checkpoint()
-        self.ids = self._setup_ids()
+        self.ids = self.loaded.placed_ids(self.prompts, system=p.system, raw=p.raw)
 
     def _setup_prompts(self) -> list[tuple[str, Prompt]]:
-        """Return the prompts, each with its place for the error that may come."""
         p = self.params
         if p.prompts is not None:
             return placed_prompts(p.prompts)
-        if isinstance(p.prompt, str):
-            return [("prompt", p.prompt)]
-        return [(f"prompt[{number}]", text) for number, text in enumerate(p.prompt or [])]
+        texts = [p.prompt] if isinstance(p.prompt, str) else list(p.prompt or [])
+        return [(f"prompt[{number}]", text) for number, text in enumerate(texts)]
 
     def load_checkpoint(self) -> LoadedCheckpoint:
         """Build the model and fill it from the base and the adapter."""
@@ -130,17 +127,6 @@ class GenerateRecipe:
         if p.compile:
             compile_decoding(loaded.model)
         return loaded
-
-    def _setup_ids(self) -> list[list[int]]:
-        p = self.params
-        ids = []
-        for place, text in zip(self.places, self.prompts, strict=True):
-            try:
-                ids.append(self.loaded.prompt_ids(text, system=p.system, raw=p.raw))
-            except DataError as error:  # the template does not take this conversation
-                raise DataError(error.code, error.what, where=place, do=error.do) from None
-        check_prompts(self.loaded.model, ids, self.places)
-        return ids
 
     def generate(self) -> None:
         """Answer all prompts, in order."""
@@ -169,7 +155,7 @@ class GenerateRecipe:
         made = in_turns(firsts, self._answers, self.world)
         for first, answers in zip(firsts, made, strict=True):
             tokens += sum(len(answer.tokens) for answer in answers)
-            for prompt, answer in zip(self.prompts[first:], answers, strict=False):
+            for (_, prompt), answer in zip(self.prompts[first:], answers, strict=False):
                 self._say_answer(prompt, answer.text)
         rate = tokens / (time.perf_counter() - start)
         if self.world.is_main:
