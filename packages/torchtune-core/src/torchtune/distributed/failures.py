@@ -22,6 +22,10 @@ They keep their meaning when a worker leaves no message, and another attempt wou
 """
 
 
+ECHOES = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say last when the process at the other end has left."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a run ended.
@@ -38,6 +42,12 @@ class Failure:
     def is_ours(self) -> bool:
         """Whether the text is one of our errors, and not a traceback."""
         return self.text.startswith("error[")
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether a process has failed only because another one left."""
+        last = self.text.rstrip().rpartition("\n")[2]
+        return not self.is_ours and any(echo in last for echo in ECHOES)
 
 
 def left_messages(folder: str | os.PathLike[str], since: int) -> list[Failure]:
@@ -56,6 +66,8 @@ def left_messages(folder: str | os.PathLike[str], since: int) -> list[Failure]:
 def first_failure(messages: list[Failure], processes: "Mapping[int, ProcessFailure]") -> Failure:
     """Find the cause among the failures: peers of a process that left fail by its leaving.
 
+    With several machines it may have left on another one, whose launcher says why.
+
     Args:
         messages: What the workers left, the earliest first.
         processes: How they ended, by rank; at least one.
@@ -67,8 +79,12 @@ def first_failure(messages: list[Failure], processes: "Mapping[int, ProcessFailu
     for rank, process in processes.items():
         if process.exitcode in killed:
             return _death(rank, process.exitcode)
-    if messages:
-        return messages[0]
+    if own := [message for message in messages if not message.is_echo]:
+        return own[0]
+    if len(messages) == len(processes):
+        what = "a process has left that those here work with: in good order, or on another machine"
+        error = TuneError("E-WORKER", what, do="look at what the launchers of other machines say")
+        return Failure(str(error), 1)
     rank, process = min(processes.items(), key=lambda entry: entry[1].timestamp)
     return _death(rank, process.exitcode)
 
