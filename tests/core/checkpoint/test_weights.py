@@ -159,6 +159,15 @@ def test_names_missing_unexpected_and_misshapen_tensors_in_one_error(tmp_path):
     assert str(tmp_path) in text and text.count("\n") == 2
 
 
+def test_of_many_names_an_error_gives_the_first_few_and_counts_the_rest(tmp_path):
+    reference().save_pretrained(tmp_path)
+    model = zeroed(reference())
+    for number in range(40):
+        model.register_parameter(f"head_{number:02}", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(MissingError, match="missing: head_00, head_01, head_02 and 37 more\n"):
+        load_model(model, tmp_path)
+
+
 def test_skipped_names_need_not_be_there_and_stay_as_they_are(tmp_path):
     reference().save_pretrained(tmp_path)
     model = zeroed(reference())

@@ -87,6 +87,8 @@ def test_whole_weights_are_not_gone_on_with_as_an_adapter_nor_the_other_way_roun
     assert "peft (was null, is lora)" in refused(*given)
     adapter = conditions(Params(peft={"_component_": "lora", "rank": 4}))
     assert "begin a new run" in refused("allow_change=[peft]", saved=adapter)
+    more = ("peft=lora", "peft.rank=8", "allow_change=[peft.rank]")
+    assert "peft.rank (was 4, is 8)" in refused(*more, saved=adapter)
     wanted = ("peft=lora", "peft.rank=4", "peft.dropout=0.1", "allow_change=[peft.dropout]")
     assert check(*wanted, saved=adapter).notes
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ __all__ = [
 _COMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 MAX_SHARD_BYTES = 5 * 2**30
 """Where transformers and the hub have long cut files of weights."""
+
+SHOWN = 3
+"""Names of each kind that an error gives; a model of another size differs in hundreds."""
 
 _WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 _READERS = 4
@@ -123,7 +126,7 @@ def fill_all(
 def check_names(
     tensors: Mapping[str, Tensor], weights: Weights, ignored: Collection[str], where: str
 ) -> None:
-    """Raise unless `weights` has the names and shapes of `tensors`; all faults in one error."""
+    """Raise unless `weights` has the names and shapes of `tensors`; all kinds of faults in one error."""
     missing = [name for name in tensors if name not in weights]
     unexpected = [name for name in weights if name not in tensors and name not in ignored]
     misshapen = [
@@ -132,7 +135,7 @@ def check_names(
         if name in weights and weights.shape(name) != tuple(tensor.shape)
     ]
     found = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    faults = [f"{kind}: {', '.join(names)}" for kind, names in found.items() if names]
+    faults = [f"{kind}: {_first_few(names)}" for kind, names in found.items() if names]
     if faults:
         kind: type[TuneError] = MissingError if missing else ConfigError
         raise kind(
@@ -141,6 +144,11 @@ def check_names(
             where=where,
             do="is config.json that of these weights, and is the folder whole?",
         )
+
+
+def _first_few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def save_model(

@@ -66,6 +66,9 @@ SHOWN = {
 SETTINGS = ("optimizer", "param_groups", "lr_scheduler", "dtype", "master_weights")
 """Keys that what lies in the training state hangs on."""
 
+OTHER_WEIGHTS = ("peft", "peft.rank", "peft.targets")
+"""Keys with another value of which there are other weights than were saved."""
+
 ABSENT = object()
 
 
@@ -142,9 +145,9 @@ def check_same_run(
         params: The recipe's Params.
 
     Raises:
-        ConfigError: E-RESUME-CHANGED names every key with what it was and is; `peft` also where it
-            is allowed, as an adapter or whole weights were saved. E-CONFIG-KEY: an allowed name is no
-            key.
+        ConfigError: E-RESUME-CHANGED names every key with what it was and is; `peft`, its rank and
+            its targets also where they are allowed, as other weights were saved. E-CONFIG-KEY: an
+            allowed name is no key.
     """
     allowed = split_names(getattr(params, "allow_change", None))
     if not saved:
@@ -153,7 +156,7 @@ def check_same_run(
     was, is_now = _with_defaults(saved["keys"], now["keys"], params), now["keys"]
     _check_names(allowed, {key for key, _ in _leaves(resolved(params))} | was.keys())
     changes = _changes(was, is_now, saved["facts"], now["facts"])
-    refused = [c for c in changes if c.key == "peft" or not _covers(allowed, c.key)]
+    refused = [c for c in changes if c.key in OTHER_WEIGHTS or not _covers(allowed, c.key)]
     if refused:
         raise _refusal(refused)
     notes = [f"{change}, as allow_change says" for change in changes]
@@ -251,7 +254,7 @@ def _rounding(
 def _refusal(changes: Collection[Change]) -> ConfigError:
     keys = ",".join(change.key for change in changes)
     do = f"undo that, or go on with the new values: --allow-change {keys}"
-    if any(change.key == "peft" for change in changes):
+    if any(change.key in OTHER_WEIGHTS for change in changes):
         do = "other weights were saved than it would train: undo that, or begin a new run with "
         do += "--checkpoint a step folder (of an adapter what `tune merge` makes of it)"
     return ConfigError(
