@@ -3,6 +3,7 @@
 import gc
 import sys
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,10 @@ def model_of(params):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
 def test_casting_to_fp8_is_planned(again, monkeypatch):
     """Few token ids make backward the fullest. A CPU's own product has copies that no trace shows."""
-    pytest.importorskip("torchao")
     for key, value in {"vocab_size": 128, "num_layers": 2}.items():
         monkeypatch.setitem(SIZE, key, value)
     monkeypatch.setattr(sys.modules[__name__], "ROWS", 32)
