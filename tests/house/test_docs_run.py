@@ -26,7 +26,9 @@ from torchtune_recipes import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/*.md"))]
-BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(sh|python|yaml|json|text|diff)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^<!-- (.+?) -->\n)?^```(sh|python|yaml|json|text|diff)\n(.*?)^```$", re.M | re.S
+)
 EVERY_TIME = {"README.md", "docs/data.md"}
 """Pages that the default suite runs; the others run with the slow tests."""
 
