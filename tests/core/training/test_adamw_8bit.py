@@ -295,4 +295,4 @@ def test_without_torchao_the_error_names_the_install(monkeypatch):
     with pytest.raises(MissingError, match="adamw_8bit needs torchao") as caught:
         training.adamw_8bit(tiny().parameters())
     assert (caught.value.code, caught.value.where) == ("E-TORCHAO", "optimizer")
-    assert caught.value.do == "pip install torchao"
+    assert caught.value.do == 'pip install "torchao>=0.18"'

@@ -227,7 +227,7 @@ def test_without_torchao_the_error_names_the_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(MissingError, match="training in fp8 needs torchao") as caught:
         training.train_in_fp8(small_model(), "rowwise", World())
-    assert caught.value.do == "pip install torchao"
+    assert caught.value.do == 'pip install "torchao>=0.18"'
 
 
 SELECTIVE = partial(training.checkpoint_activations, keep=training.keep_products)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchtune import training
 from torchtune.config import Component
+from torchtune.distributed import World
 from torchtune.errors import ConfigError
 from torchtune.models.llama import llama
 from torchtune.peft import lora
@@ -149,7 +150,8 @@ def test_a_signal_is_remembered_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     stop = training.StopSignal()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.requested
+    assert stop.requested and not stop.agreed
+    assert stop.agree(World()) and stop.agreed
     stop.close()
     assert signal.getsignal(signal.SIGTERM) is before
 

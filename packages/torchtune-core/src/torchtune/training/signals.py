@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from torchtune.distributed import hurried
+from torchtune.distributed import World, hurried
 from torchtune.errors import Interrupted
 
 __all__ = ["StopSignal", "interrupted"]
@@ -26,6 +26,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self.agreed = False
         self._first = 0.0
         self._former = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
@@ -40,6 +41,15 @@ class StopSignal:
         elif time.monotonic() - self._first > ONE_STOP_SECONDS and not _is_launched():
             hurried.set()
             raise SystemExit(128 + number)
+
+    def agree(self, world: World) -> bool:
+        """Return whether any process was asked to stop, also as `agreed`; all must call this.
+
+        Args:
+            world: The processes.
+        """
+        self.agreed = world.any(self.requested)
+        return self.agreed
 
     def close(self) -> None:
         """Put the former handlers back."""

@@ -2,12 +2,15 @@
 
 import logging
 import warnings
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 from torchtune.errors import MissingError
 
 __all__ = ["import_torchao"]
+
+OLDEST = (0, 18)
+"""The version of torchao whose names we use."""
 
 
 def import_torchao(module: str, *, what: str, where: str) -> Any:
@@ -19,18 +22,22 @@ def import_torchao(module: str, *, what: str, where: str) -> Any:
         where: The key that asked for it.
 
     Raises:
-        MissingError: E-TORCHAO: torchao is not installed, or too old to have the module.
+        MissingError: E-TORCHAO: torchao is not installed, or too old.
     """
+    do = 'pip install "torchao>={}.{}"'.format(*OLDEST)
     level = logging.root.manager.disable
     try:
         logging.disable(max(level, logging.WARNING))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return import_module(module)
+            found = import_module(module)
     except ImportError as error:
-        raise MissingError(
-            "E-TORCHAO", f"{what} needs torchao, which cannot be imported: {error}",
-            where=where, do="pip install torchao",
-        ) from error  # fmt: skip
+        why = f"{what} needs torchao, which cannot be imported: {error}"
+        raise MissingError("E-TORCHAO", why, where=where, do=do) from error
     finally:
         logging.disable(level)
+    version = metadata.version("torchao")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        why = f"{what} needs a newer torchao than {version}"
+        raise MissingError("E-TORCHAO", why, where=where, do=do)
+    return found

@@ -303,7 +303,7 @@ class SFTRecipe:
         with training.explain_out_of_memory(self.memory), self.log:
             while not self._is_over():
                 self._step(next(steps))
-                told_to_stop = self.world.any(self.stop.requested)
+                told_to_stop = self.stop.agree(self.world)
                 best = p.keep_best and self.progress.best_step == self.progress.step
                 if self.saves.due(self.progress.step, best=best) or told_to_stop:
                     self.save_checkpoint(background=p.save_in_background and not told_to_stop)
@@ -374,7 +374,7 @@ class SFTRecipe:
             self.run.wait()  # for one that is still being written
         best = {self.progress.best_step} if self.params.keep_best else set()
         self.run.prune(self.params.keep_last_n_checkpoints, keep=best)
-        self.log.draw(self.run.path, at_once=self._is_over() or self.stop.requested)
+        self.log.draw(self.run.path, at_once=self._is_over() or self.stop.agreed)
 
     def cleanup(self) -> None:
         """Close what is open and say what to do next."""
