@@ -77,7 +77,9 @@ def test_adamw_is_torchs(fused):
 def test_updates_that_round_away_are_noted(dtype, lr, noted):
     weight = torch.nn.Parameter(torch.full((100,), 0.02, dtype=dtype))
     optimizer = training.adamw([weight], lr=lr, weight_decay=0.0)
+    training.linear_schedule(optimizer, num_warmup_steps=4, num_training_steps=8)
     assert bool(training.rounding_note(optimizer)) == noted
+    optimizer.param_groups[0]["lr"] = lr
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert (weight == torch.tensor(0.02, dtype=dtype)).all().item() == noted

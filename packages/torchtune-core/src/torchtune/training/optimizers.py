@@ -102,7 +102,9 @@ def rounding_note(optimizer: torch.optim.Optimizer) -> str:
     of the weight is rounded away. Below 1e-4 that is most of a fine-tune of whole weights.
     """
     small = any(
-        group["lr"] < 1e-4 and any(p.dtype == torch.bfloat16 for p in group["params"])
+        # a schedule puts the rate of its first step into lr, in a warm-up 0
+        group.get("initial_lr", group["lr"]) < 1e-4
+        and any(p.dtype == torch.bfloat16 for p in group["params"])
         for group in optimizer.param_groups
     )
     advice = "master_weights=true keeps them, for 8 more bytes a trained weight"
