@@ -179,11 +179,11 @@ def test_bad_rows_are_one_error_that_names_them(run, lines, said):
     check(run.start(*words), 4, said)
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_rows(run):
+def test_a_loss_that_is_no_number_names_the_step_and_the_weights_that_broke_it(run):
     change_weights(run, lambda weights: weights["model.norm.weight"].fill_(math.nan))
     code, lines = run.start()
     check((code, lines), 1, "step 1")
-    assert "alpaca.jsonl:" in "\n".join(lines)
+    assert "before the step: model.norm.weight" in "\n".join(lines)
     assert not list(run.output.glob("step_*"))
 
 
