@@ -79,7 +79,7 @@ PIP_CONSTRAINT=$root/constraints.txt "$work/env/bin/python" -m pip install --qui
 
 echo "== test"
 rm -rf "$work"/{tests,docs,ci} && mkdir "$work"/{tests,docs,ci}
-cp -r "$root"/docs/{kubernetes,slurm} "$work/docs/" # files for the user that the recipes' tests run
+cp -r "$root"/docs/{kubernetes,slurm,recipes.md} "$work/docs/" # what the recipes' tests run of them
 cp "$root/ci/killed_runs.py" "$work/ci/"
 cp "$root/pytest.ini" "$work/"
 cp -r "$root"/tests/{*.py,fake_hub,example_plugin} "$root/tests/$package" "$work/tests/"
